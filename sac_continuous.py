@@ -9,8 +9,8 @@
 # ///
 """Soft Actor-Critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905), in one file.
 
-    python sac_continuous.py --env-id Hopper-v4                      # train; results in runs/
-    python sac_continuous.py --evaluate runs/<folder> --capture-video  # watch what was learned
+    python sac_continuous.py --env-id Hopper-v4                        # train; results in runs/
+    python sac_continuous.py --evaluate runs/<folder> --capture-video  # see what was learned
 
 A policy pi maximises reward plus alpha times its own entropy. Critics Q_1..Q_C learn the soft value of an action from
 replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow copies Q' of them make the targets:
@@ -18,12 +18,13 @@ replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow c
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
     (3)  L_pi    = mean of alpha log pi(a|s) - min_c Q_c(s, a),   a = tanh(mean(s) + std(s) * noise)
-    (4)  L_alpha = mean of -log(alpha) (log pi(a|s) + H),         H = -dim(A), the target entropy
+    (4)  L_alpha = mean of -log(alpha) (log pi(a|s) + H),   H = -dim(A), the target entropy
 
 Shapes: B batch, N environments, C critics, O observation and A action dimensions. Every count is in environment steps.
 """
 
 import ctypes
+import importlib.util
 import json
 import math
 import os
@@ -33,8 +34,6 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -75,8 +74,8 @@ class Args:
     exp_name: str = "sac_continuous"  # part of the run folder's name
     cuda: bool = True  # use a GPU when there is one
     threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch; 1 when several runs share a machine
-    compile: bool = False  # compile the update: a minute or less of waiting, then faster
-    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: fastest kind with float32's accuracy
+    compile: bool = False  # compile the update: up to a minute of waiting, then faster
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
 
 
 class Batch(NamedTuple):
@@ -88,7 +87,7 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """Ring of the newest `capacity` transitions on `device`, one float32 row each, in the order of Batch."""
+    """Ring of the newest `capacity` transitions on `device`, one float32 row each, columns in the order of Batch."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim]
@@ -124,7 +123,7 @@ class Actor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Actions (B, A) and their log-densities (B,) from standard normal noise (B, A); zero noise gives the mode."""
+        """Actions (B, A) and their log-densities (B,) from standard normal noise (B, A); zero noise: the mean."""
         mean, log_std = self.layers(obs).chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 2)
         u = mean + log_std.exp() * noise
@@ -143,8 +142,8 @@ class Critics(nn.Module):
         self.weights = nn.ParameterList([torch.empty(count, fan_in, fan_out) for fan_in, fan_out in sizes])
         self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
         for weight in self.weights:
-            for critic_weight in weight:  # one critic at a time: of a 3-d tensor Xavier would misread the fans
-                nn.init.xavier_uniform_(critic_weight)
+            for critic in weight:  # one at a time: of a 3-d tensor Xavier would misread the fans
+                nn.init.xavier_uniform_(critic)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Q-values (C, B) of observations (B, O) and actions (B, A)."""
@@ -159,18 +158,18 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, lr: float):
         super().__init__()
-        self.parameters_, self.lr = list(parameters), lr
-        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.parameters_]).requires_grad_(False)
-        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.parameters_]).requires_grad_(False)
+        self.targets, self.lr = list(parameters), lr
+        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.targets]).requires_grad_(False)
+        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.targets]).requires_grad_(False)
         self.register_buffer("steps", torch.zeros(()))
 
     @torch.no_grad()
     def minimize(self, loss: torch.Tensor, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
         """One step down the gradient of `loss` in these parameters alone: no other network gets a gradient."""
-        gradients = torch.autograd.grad(loss, self.parameters_)
+        gradients = torch.autograd.grad(loss, self.targets)
         self.steps += 1
         step_size, square_scale = self.lr / (1 - beta1**self.steps), (1 - beta2**self.steps).sqrt()
-        for p, gradient, mean, square in zip(self.parameters_, gradients, self.mean, self.square):
+        for p, gradient, mean, square in zip(self.targets, gradients, self.mean, self.square):
             mean.lerp_(gradient, 1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             p.sub_((mean / square.sqrt().div_(square_scale).add_(eps)).mul_(step_size))
@@ -179,17 +178,17 @@ class Adam(nn.Module):
 class SAC(nn.Module):
     """The agent: every tensor that learning changes; state_dict() is all of it, optimizers included."""
 
-    def __init__(self, obs_dim: int, action_dim: int, gamma=0.99, tau=0.005, policy_lr=3e-4, q_lr=1e-3):
+    def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
-        self.gamma, self.tau, self.target_entropy = gamma, tau, -float(action_dim)
+        self.gamma, self.tau, self.target_entropy = args.gamma, args.tau, -float(action_dim)
         self.actor = Actor(obs_dim, action_dim)
         self.critics = Critics(obs_dim, action_dim)
         self.target_critics = Critics(obs_dim, action_dim).requires_grad_(False)
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.log_alpha = nn.Parameter(torch.zeros(()))
-        self.actor_optimizer = Adam(self.actor.parameters(), policy_lr)
-        self.critic_optimizer = Adam(self.critics.parameters(), q_lr)
-        self.alpha_optimizer = Adam([self.log_alpha], policy_lr)
+        self.actor_optimizer = Adam(self.actor.parameters(), args.policy_lr)
+        self.critic_optimizer = Adam(self.critics.parameters(), args.q_lr)
+        self.alpha_optimizer = Adam([self.log_alpha], args.policy_lr)
 
     def update(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """One step of critics, policy, temperature and target critics; noise: (2, B, A), standard normal.
@@ -230,36 +229,30 @@ class SAC(nn.Module):
 def fail(message: str):
     """End the program for a mistake of its user: one line, exit code 2."""
     print("error:", " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
+    sys.exit(2)
 
 
 def make_env(env_id: str, video: Path | None = None) -> gym.Env:
-    """One environment with flat observations and actions (A,) in [-1, 1], mapped to the bounds of each dimension.
-
-    With `video`, a path without suffix, its first episode is recorded there as mp4.
-    """
-    warnings.filterwarnings("ignore", message=".*is out of date")  # v4 is meant: the published results are on it
+    """One environment with flat observations (O,) and actions (A,) in [-1, 1]; first episode to mp4 at path `video`."""
+    warnings.filterwarnings("ignore", message=".*(is out of date|Overwriting existing videos)")  # v4 is meant
     try:
         env = gym.make(env_id, render_mode="rgb_array" if video else None, disable_env_checker=True)
-    except Exception as error:  # whatever a third party's constructor raises; Gymnasium's own errors suggest names
-        needs = {"shimmy": "shimmy dm-control", "dm_control": "shimmy dm-control", "Box2D": "'gymnasium[box2d]'"}
-        hints = [f" (pip install {package})" for word, package in needs.items() if word in str(error)] + [""]
-        fail(f"--env-id {env_id}: {error}{hints[0]}")
+        if video:
+            once = dict(episode_trigger=lambda episode: episode == 0, name_prefix=video.name, disable_logger=True)
+            env = gym.wrappers.RecordVideo(env, str(video.parent), **once)
+    except Exception as error:  # third parties raise what they like; Gymnasium's own errors suggest the right name
+        hint = " (pip install shimmy dm-control)" if re.search("named|Namespace", str(error)) else ""
+        fail(f"{'--capture-video' if video else '--env-id'} {env_id}: {error}{hint}")
     box = env.action_space
     if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite([box.low, box.high]).all()):
         fail(f"--env-id {env_id}: SAC needs continuous actions (a float Box) with finite bounds, this one has {box}")
     if not isinstance(env.observation_space, gym.spaces.Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
-    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
 
     def rescale(action):  # the clip takes away what rounding adds at the bounds
-        return np.clip(low + (action.reshape(box.shape) + 1) / 2 * (high - low), low, high).astype(box.dtype)
+        return np.clip(box.low + (action.reshape(box.shape) + 1) / 2 * (box.high - box.low), box.low, box.high)
 
-    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
-    if video:
-        options = dict(name_prefix=video.name, episode_trigger=lambda episode: episode == 0, disable_logger=True)
-        env = gym.wrappers.RecordVideo(env, str(video.parent), **options)
-    return env
+    return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
 
 
 def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.VectorEnv, np.ndarray]:
@@ -271,18 +264,14 @@ def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.Vec
 
 def evaluate(agent: SAC, args: Args, step: int, stochastic: bool = False, video: Path | None = None) -> np.ndarray:
     """Returns (E,) of one episode in each of E = --eval-episodes new environments; touches nothing that trains."""
-    makers = [partial(make_env, args.env_id, video)] + [partial(make_env, args.env_id)] * (args.eval_episodes - 1)
+    makers = [lambda: make_env(args.env_id, video)] + [lambda: make_env(args.env_id)] * (args.eval_episodes - 1)
     envs, obs = make_vector_env(makers, (args.seed, step, 1))
-    device = agent.log_alpha.device
-    generator = torch.Generator(device).manual_seed(args.seed)
-    returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
-    for _ in range(10_000):
-        noise = torch.randn(envs.action_space.shape, generator=generator, device=device) * stochastic
+    generator = torch.Generator(agent.log_alpha.device).manual_seed(args.seed)
+    returns, running, steps = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool), 0
+    while running.any() and steps < 10_000:
+        noise = torch.randn(envs.action_space.shape, generator=generator, device=generator.device) * stochastic
         obs, reward, terminated, truncated, _ = envs.step(agent.act(obs, noise))
-        returns += reward * running
-        running &= ~(terminated | truncated)
-        if not running.any():
-            break
+        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
     envs.close()
     return returns
 
@@ -298,19 +287,11 @@ def save(state: dict, path: Path):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps what the disk said in a RuntimeError
         temporary.unlink(missing_ok=True)
-        sys.exit(f"error: {path} was not written, the one before stays: {str(error).splitlines()[0]}")
-
-
-def load(folder: Path) -> dict:
-    """The checkpoint of a run; memory-mapped, so that only what is used is read."""
-    try:
-        return torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file shows itself as almost anything
-        fail(f"{folder / 'checkpoint.pt'} is missing or damaged, start a new run: {str(error).splitlines()[0]}")
+        sys.exit(f"error: {path} was not written, the one before it stays: {error}")
 
 
 def read_records(folder: Path) -> dict[str, np.ndarray]:
-    """Scalars of a run by key, from TensorBoard's own files, resumes accounted for: rows of steps and of values."""
+    """Scalars of a run by key, from its TensorBoard files, resumes accounted for: arrays of steps and values (2, n)."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
@@ -318,176 +299,148 @@ def read_records(folder: Path) -> dict[str, np.ndarray]:
 
 
 def plot(folder: Path, title: str):
-    """Draw learning_curve.png from the run's records."""
+    """Draw learning_curve.png from the records of a run."""
     from matplotlib.figure import Figure
 
-    records, figure = read_records(folder), Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes, records = figure.subplots(), read_records(folder)
+    axes.plot(*records.get("charts/episodic_return", [[], []]), "0.7", lw=0.8, label="training, stochastic policy")
+    axes.plot(*records.get("eval/episodic_return", [[], []]), "C0o-", label="evaluation, deterministic policy")
     axes.set(title=title, xlabel="environment steps", ylabel="return of an episode")
-    if "charts/episodic_return" in records:
-        axes.plot(*records["charts/episodic_return"], color="0.7", lw=0.8, label="training, stochastic policy")
-    if "eval/episodic_return" in records:
-        (steps, mean), (_, std) = records["eval/episodic_return"], records["eval/episodic_return_std"]
-        axes.errorbar(steps, mean, std, marker="o", capsize=2, label="evaluation, deterministic policy (mean, std)")
     axes.legend()
     figure.savefig(folder / "learning_curve.png", dpi=120)
 
 
-def parse_args() -> Args:
-    """Flags of the command line, over those of the run with --resume and --evaluate; impossible ones end the program."""
-    args = tyro.cli(Args)
+def parse_args() -> tuple[Args, dict]:
+    """The flags, and the state to go on from. Flags that cannot work end the program here."""
+    args, state, versions = tyro.cli(Args), {"step": 0, "best": -math.inf}, [sys.version, torch.cpu.get_capabilities()]
+    versions = f"{versions} torch {torch.__version__} numpy {np.__version__} gymnasium {gym.__version__}"
     if folder := args.resume or args.evaluate:
         try:
             saved = json.loads((folder / "args.json").read_text())
-            args = tyro.cli(Args, default=Args(**saved))
-        except (OSError, ValueError, TypeError) as error:
-            fail(f"{folder} is not a whole run folder ({error}): name one that holds args.json and checkpoint.pt")
-        changed = [key for key in saved if saved[key] != getattr(args, key)]
-        for key in {"env_id", "buffer_size"} & set(changed):
-            fail(f"{folder} is a run with --{key.replace('_', '-')} {saved[key]}: leave this flag out")
-        if args.resume and changed:
-            print(f"warning: continues with other values of {', '.join(changed)}", file=sys.stderr)
+            args = tyro.cli(Args, default=Args(**saved))  # flags given anew win
+            state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a damaged file shows itself as almost anything
+            fail(f"{folder} is missing or damaged, name another run folder or start anew: {error}".splitlines()[0])
+        changed = [f"--{key.replace('_', '-')}" for key in saved if saved[key] != getattr(args, key)]
+        if {"--env-id", "--buffer-size"} & set(changed):
+            fail(f"{folder} is of --env-id {saved['env_id']} --buffer-size {saved['buffer_size']}: leave these flags out")
+        if args.resume and (changed or versions != state["versions"]):
+            print("warning: not bit for bit the run begun, other:", *changed or ["versions"], file=sys.stderr)
 
-    least = dict.fromkeys("total_timesteps num_envs buffer_size batch_size eval_episodes".split(), 1)
-    least |= dict(checkpoint_frequency=1, log_frequency=1, threads=1, seed=0, learning_starts=0, eval_frequency=0)
-    rules = [(getattr(args, key) >= n, f"--{key.replace('_', '-')} must be {n} or more") for key, n in least.items()]
-    rules += [
-        (0 <= args.gamma <= 1, "--gamma must lie in [0, 1]"),
-        (0 < args.tau <= 1, "--tau must be above 0 and at most 1"),
-        (0 < args.policy_lr < math.inf, "--policy-lr must be a positive number"),
-        (0 < args.q_lr < math.inf, "--q-lr must be a positive number"),
-        (args.learning_starts < args.total_timesteps, "--learning-starts must be below --total-timesteps"),
-        (args.batch_size <= args.buffer_size, "--batch-size is larger than --buffer-size: lower it or raise the other"),
-        (args.num_envs <= args.buffer_size, "--num-envs is larger than --buffer-size: lower it or raise the other"),
-        (not args.compile or shutil.which(os.environ.get("CXX", "g++")), "--compile needs a C++ compiler: install g++"),
-        (not args.capture_video or find_spec("moviepy"), "--capture-video needs moviepy: pip install moviepy"),
-        (not args.track or find_spec("wandb"), "--track needs wandb: pip install wandb"),
-    ]
-    for message in (message for holds, message in rules if not holds):
+    counts = "total_timesteps num_envs buffer_size batch_size eval_episodes threads checkpoint_frequency log_frequency"
+    rules = {f"--{key.replace('_', '-')} must be 1 or more": getattr(args, key) >= 1 for key in counts.split()}
+    rules |= {
+        "--seed must be 0 or more": args.seed >= 0,
+        "--eval-frequency must be 0 (none) or more": args.eval_frequency >= 0,
+        "--learning-starts must be 0 or more, below --total-timesteps": 0 <= args.learning_starts < args.total_timesteps,
+        "--batch-size must not exceed --buffer-size": args.batch_size <= args.buffer_size,
+        "--num-envs must not exceed --buffer-size": args.num_envs <= args.buffer_size,
+        "--gamma must lie in [0, 1]": 0 <= args.gamma <= 1,
+        "--tau must be above 0 and at most 1": 0 < args.tau <= 1,
+        "--policy-lr must be a positive number": 0 < args.policy_lr < math.inf,
+        "--q-lr must be a positive number": 0 < args.q_lr < math.inf,
+        "--compile needs a C++ compiler, install g++": not args.compile or shutil.which(os.environ.get("CXX", "g++")),
+        "--track needs wandb: pip install wandb": not args.track or importlib.util.find_spec("wandb"),
+    }
+    for message in (message for message, holds in rules.items() if not holds):
         fail(message)
-    return args
+    return args, state | {"versions": versions}
 
 
 def main():
-    args = parse_args()
+    args, state = parse_args()
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if sys.platform == "linux":  # keep freed memory: page faults for memory given back are half the time of an update
         for option, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of glibc
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, value)
-    torch.set_num_threads(args.threads)
-    precision = {"cpu": "medium", "cuda": "highest"}[device.type]  # medium is oneDNN, on a CPU twice as fast as MKL here
-    torch.set_float32_matmul_precision(precision if args.matmul_precision == "auto" else args.matmul_precision)
-    x = torch.rand(256, 256)
-    if args.matmul_precision == "auto" and (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
-        torch.set_float32_matmul_precision("highest")  # this CPU (one with AMX) would have rounded to bfloat16
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
-
-    env = make_env(args.env_id)
-    obs_dim, action_dim = math.prod(env.observation_space.shape), math.prod(env.action_space.shape)
-    if args.capture_video:
-        try:
-            picture = gym.make(args.env_id, render_mode="rgb_array", disable_env_checker=True)
-            picture.reset()
-            picture.render()
-        except Exception as error:  # any of the many ways in which graphics can be missing
-            fail(f"--capture-video: this machine cannot render {args.env_id} ({error}): leave the flag out")
+    cpu = torch.cpu.get_capabilities()  # medium is oneDNN, twice as fast as MKL here, but rounds to bfloat16 with AMX
+    fast = device.type == "cpu" and cpu["architecture"] == "x86_64" and not cpu["amx_tile"]
+    auto = "medium" if fast else "highest"
+    torch.set_float32_matmul_precision(auto if args.matmul_precision == "auto" else args.matmul_precision)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    agent = SAC(obs_dim, action_dim, args.gamma, args.tau, args.policy_lr, args.q_lr).to(device)
-    state = load(args.resume or args.evaluate) if args.resume or args.evaluate else {"step": 0, "best": -math.inf}
+
+    env = make_env(args.env_id, Path("probe") if args.capture_video else None)
+    obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
+    step, best, losses = state["step"], state["best"], {}
+    agent = SAC(obs_dim, action_dim, args).to(device)
     agent.load_state_dict(state.get("agent", agent.state_dict()))
     if args.evaluate:
         for name in ("deterministic", "stochastic"):
-            video = args.evaluate / "videos" / f"step-{state['step']}-{name}" if args.capture_video else None
-            returns = evaluate(agent, args, state["step"], name == "stochastic", video)
+            video = args.evaluate / "videos" / f"step-{step}-{name}" if args.capture_video else None
+            returns = evaluate(agent, args, step, name == "stochastic", video)
             print(f"{name} policy: return {returns.mean():.2f} +- {returns.std():.2f} over {len(returns)} episodes")
         return
-
-    capacity = min(args.buffer_size, max(args.total_timesteps, state["step"]) + args.num_envs)
-    needed = capacity * (2 * obs_dim + action_dim + 2) * 4  # bytes
-    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0]
-    if needed > free:
-        fail(f"--buffer-size {args.buffer_size} takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: lower it")
-    if args.track and os.environ.get("WANDB_MODE", "online") == "online":
-        import wandb
-
-        if not wandb.login(prompt=False):
+    capacity = min(args.buffer_size, max(args.total_timesteps, step) + n_envs)
+    gigabytes = capacity * (2 * obs_dim + action_dim + 2) * 4e-9
+    free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
+    if gigabytes > free:
+        fail(f"--buffer-size {args.buffer_size} takes {gigabytes:.1f} GB of memory, {free:.1f} GB are free: lower it")
+    if wandb := importlib.import_module("wandb") if args.track else None:
+        if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False):
             fail("--track needs a login: run `wandb login`, or set WANDB_MODE=offline")
-    print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {needed / 1e9:.2f} GB of replay; {device}")
-    train(args, agent, ReplayBuffer(capacity, obs_dim, action_dim, device), state)
 
-
-def train(args: Args, agent: SAC, buffer: ReplayBuffer, state: dict):
-    """The loop, from the step in `state` to --total-timesteps."""
-    device, n_envs, action_dim = agent.log_alpha.device, args.num_envs, int(-agent.target_entropy)
-    step, best, losses = state["step"], state["best"], {}
-    random = torch.Generator(device).manual_seed(args.seed)  # the one stream of everything random but the environments
-    versions = dict(python=sys.version, torch=torch.__version__, numpy=np.__version__, gymnasium=gym.__version__)
-    versions |= dict(device=str(device), threads=args.threads, cpu=torch.backends.cpu.get_cpu_capability())
-    folder = args.resume
-    if folder:
-        buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step
-        if state["versions"] != versions:
-            print(f"warning: begun with {state['versions']}: will not be bit for bit the same", file=sys.stderr)
-        if state["versions"]["device"] == str(device):
-            random.set_state(state["random"])
-    else:
-        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}"
-        folder = Path("runs", re.sub(r"[^\w.-]+", "-", name))
-        folder.mkdir(parents=True)
+    buffer = ReplayBuffer(capacity, obs_dim, action_dim, device)
+    random = torch.Generator(device).manual_seed(args.seed)  # of everything random but the environments
+    name = re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}")
+    folder = args.resume or Path("runs", name)
+    folder.mkdir(parents=True, exist_ok=bool(args.resume))
     (folder / "args.json").write_text(json.dumps(asdict(args) | {"resume": None, "evaluate": None}, indent=2))
-    script = Path(__file__)
-    if not args.resume:
-        shutil.copy(script, folder)
-    run = None
-    if args.track:
-        import wandb
-
+    if args.resume:
+        buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step
+        random.set_state(state["random"])
+    else:
+        shutil.copy(__file__, folder)
+    if wandb:
         tracked = max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
-        run = wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=folder.name, id=folder.name,
-                         resume="allow", dir=folder, config=asdict(args))
-        run.save(folder / script.name, base_path=folder, policy="now")
+        names = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=folder.name, id=folder.name)
+        run = wandb.init(**names, resume="allow", dir=folder, config=asdict(args))
+        run.save(folder / Path(__file__).name, base_path=folder, policy="now")
     writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
+    print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
+
+    def due(frequency: int) -> bool:
+        return frequency > 0 and (step // frequency > (step - n_envs) // frequency or step >= args.total_timesteps)
 
     def record(scalars: dict):
         for key, value in scalars.items():
             writer.add_scalar(key, value, step)
         writer.flush()  # first, so that TensorBoard's last step, read at a resume, is never before wandb's
-        if run and step > tracked:
+        if wandb and step > tracked:
             run.log(scalars, step=step)
-
-    def due(frequency: int) -> bool:
-        return frequency > 0 and (step // frequency > (step - n_envs) // frequency or step >= args.total_timesteps)
-
-    def checkpoint():
-        stop_if_not_finite(agent.state_dict())
-        rows = torch.from_numpy(buffer.rows[: len(buffer)].cpu().numpy())  # a view of the filled rows alone
-        state = dict(agent=agent.state_dict(), rows=rows, step=step, best=best, random=random.get_state(), versions=versions)
-        save(state, folder / "checkpoint.pt")
 
     def stop_if_not_finite(tensors: dict[str, torch.Tensor]):
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 sys.exit(f"error: {name} is not finite at step {step}; the last good checkpoint stays in {folder}")
 
-    update = agent.update
     if args.compile:
         print("compiling the update, for up to a minute")
         torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
-        update = torch.compile(agent.update, fullgraph=True)
-    makers, shape = [partial(make_env, args.env_id)] * n_envs, (n_envs, action_dim)
+    update = torch.compile(agent.update, fullgraph=True) if args.compile else agent.update
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-    mark_step, mark_time, last, said = step, time.time(), math.nan, 0.0
-    if not args.resume:
-        checkpoint()
-    envs, obs = make_vector_env(makers, (args.seed, step, 0))
-    returns, lengths = np.zeros(n_envs), np.zeros(n_envs)
+    timer, last, saved, envs = (step, time.time()), math.nan, step if args.resume else -1, None
     try:
-        while step < args.total_timesteps:
+        while True:
+            if envs is None or due(args.checkpoint_frequency):
+                if step > saved:
+                    stop_if_not_finite(agent.state_dict())
+                    rows = torch.from_numpy(buffer.rows[: len(buffer)].cpu().numpy())  # the filled rows alone, no copy
+                    state |= dict(agent=agent.state_dict(), rows=rows, random=random.get_state(), step=step, best=best)
+                    save(state, folder / "checkpoint.pt")
+                if step >= args.total_timesteps:
+                    break
+                # environments cannot be saved: every run, resumed or not, makes them anew at its checkpoints
+                envs, obs = make_vector_env([lambda: make_env(args.env_id)] * n_envs, (args.seed, step, 0))
+                returns, lengths = np.zeros(n_envs), np.zeros(n_envs)
+
             if step < args.learning_starts:
-                action = (torch.rand(shape, generator=random, device=device) * 2 - 1).cpu().numpy()
+                action = (torch.rand((n_envs, action_dim), generator=random, device=device) * 2 - 1).cpu().numpy()
             else:
-                action = agent.act(obs, torch.randn(shape, generator=random, device=device))
+                action = agent.act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
             next_obs, reward, terminated, truncated, infos = envs.step(action)
             done, true_next_obs = terminated | truncated, next_obs.copy()
             if done.any():
@@ -501,41 +454,31 @@ def train(args: Args, agent: SAC, buffer: ReplayBuffer, state: dict):
                 returns[done] = lengths[done] = 0
 
             for _ in range(min(n_envs, step - args.learning_starts)):  # as many updates as steps
-                batch = buffer.sample(args.batch_size, random)
-                losses = update(batch, torch.randn((2, args.batch_size, action_dim), generator=random, device=device))
+                noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
+                losses = update(buffer.sample(args.batch_size, random), noise)
 
             bar.update(n_envs)
             if due(args.log_frequency):
                 stop_if_not_finite(losses)
-                now = time.time()
-                sps = (step - mark_step) / (now - mark_time)
-                mark_step, mark_time = step, now
+                sps, timer = (step - timer[0]) / (time.time() - timer[1]), (step, time.time())
                 record({name: value.item() for name, value in losses.items()} | {"charts/SPS": sps})
-                bar.set_postfix_str(f"return {last:.1f} best {best:.1f}")
-                if bar.disable and now - said > 10:
-                    said, left = now, (args.total_timesteps - step) / sps
-                    print(f"step {step} | {sps:.0f} steps/s | {left / 60:.0f} min left | return {last:.1f} best {best:.1f}", flush=True)
+                bar.set_postfix_str(news := f"return {last:.1f}, best {best:.1f}")
+                if bar.disable:
+                    minutes = (args.total_timesteps - step) / sps / 60
+                    print(f"step {step}, {sps:.0f} steps/s, {minutes:.0f} minutes left, {news}", flush=True)
             if due(args.eval_frequency):
                 video = folder / "videos" / f"step-{step}" if args.capture_video else None
                 result = evaluate(agent, args, step, video=video)
                 record({"eval/episodic_return": result.mean(), "eval/episodic_return_std": result.std()})
-                if run and video:
+                if wandb and video:
                     run.log({"eval/video": wandb.Video(f"{video}-episode-0.mp4", format="mp4")}, step=step)
                 bar.write(f"step {step}: evaluation {result.mean():.1f} +- {result.std():.1f}")
-            if due(args.checkpoint_frequency):
-                checkpoint()
-                envs.close()
-                envs, obs = make_vector_env(makers, (args.seed, step, 0))
-                returns, lengths = np.zeros(n_envs), np.zeros(n_envs)
     except KeyboardInterrupt:
-        bar.close()
-        print(f"stopped at step {step}; to continue: python {sys.argv[0]} --resume {folder}", file=sys.stderr)
-        sys.exit(130)
-    bar.close()
+        sys.exit(f"stopped at step {step}; to continue: python {sys.argv[0]} --resume {folder}")
     writer.close()
     save({"agent": agent.state_dict()}, folder / "model.pt")
     plot(folder, f"{args.env_id}, seed {args.seed}")
-    if run:
+    if wandb:
         run.finish()
     print(f"done: {folder}")
 
