@@ -23,27 +23,13 @@ replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow c
 Shapes: B batch, N environments, C critics, O observation and A action dimensions. Every count is in environment steps.
 """
 
-import ctypes
-import importlib.util
-import json
-import math
-import os
-import re
-import shutil
-import sys
-import time
-import warnings
-from dataclasses import asdict, dataclass
+import ctypes, importlib.util, json, math, os, re, shutil, signal, sys, time, warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import gymnasium as gym
-import numpy as np
-import psutil
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
-import tyro
+import gymnasium as gym, numpy as np, psutil, torch, torch.nn as nn, torch.nn.functional as F, tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -138,12 +124,11 @@ class Critics(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, hidden: int = 256, count: int = 2):
         super().__init__()
-        sizes = [(obs_dim + action_dim, hidden), (hidden, hidden), (hidden, 1)]
-        self.weights = nn.ParameterList([torch.empty(count, fan_in, fan_out) for fan_in, fan_out in sizes])
-        self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
-        for weight in self.weights:
-            for critic in weight:  # one at a time: of a 3-d tensor Xavier would misread the fans
-                nn.init.xavier_uniform_(critic)
+        widths = [obs_dim + action_dim, hidden, hidden, 1]
+        self.weights = nn.ParameterList([torch.empty(count, *fans) for fans in zip(widths, widths[1:])])
+        self.biases = nn.ParameterList([torch.zeros(count, 1, width) for width in widths[1:]])
+        for critic_weight in (w for weight in self.weights for w in weight):  # Xavier would misread a 3-d tensor's fans
+            nn.init.xavier_uniform_(critic_weight)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Q-values (C, B) of observations (B, O) and actions (B, A)."""
@@ -159,9 +144,8 @@ class Adam(nn.Module):
     def __init__(self, parameters, lr: float):
         super().__init__()
         self.targets, self.lr = list(parameters), lr
-        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.targets]).requires_grad_(False)
-        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.targets]).requires_grad_(False)
-        self.register_buffer("steps", torch.zeros(()))
+        self.mean, self.square = (nn.ParameterList(map(torch.zeros_like, self.targets)) for _ in range(2))
+        self.requires_grad_(False).register_buffer("steps", torch.zeros(()))
 
     @torch.no_grad()
     def minimize(self, loss: torch.Tensor, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
@@ -181,8 +165,7 @@ class SAC(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
         self.gamma, self.tau, self.target_entropy = args.gamma, args.tau, -float(action_dim)
-        self.actor = Actor(obs_dim, action_dim)
-        self.critics = Critics(obs_dim, action_dim)
+        self.actor, self.critics = Actor(obs_dim, action_dim), Critics(obs_dim, action_dim)
         self.target_critics = Critics(obs_dim, action_dim).requires_grad_(False)
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.log_alpha = nn.Parameter(torch.zeros(()))
@@ -191,10 +174,7 @@ class SAC(nn.Module):
         self.alpha_optimizer = Adam([self.log_alpha], args.policy_lr)
 
     def update(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One step of critics, policy, temperature and target critics; noise: (2, B, A), standard normal.
-
-        Returns 0-d tensors to log, still on the device: reading one on the host would wait for the whole update.
-        """
+        """One step of all networks, with standard normal noise (2, B, A); returns 0-d tensors to log, on the device."""
         alpha = self.log_alpha.detach().exp()
 
         with torch.no_grad():
@@ -238,21 +218,20 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
     try:
         env = gym.make(env_id, render_mode="rgb_array" if video else None, disable_env_checker=True)
         if video:
+            env.reset()
+            env.render()
             once = dict(episode_trigger=lambda episode: episode == 0, name_prefix=video.name, disable_logger=True)
             env = gym.wrappers.RecordVideo(env, str(video.parent), **once)
     except Exception as error:  # third parties raise what they like; Gymnasium's own errors suggest the right name
         hint = " (pip install shimmy dm-control)" if re.search("named|Namespace", str(error)) else ""
         fail(f"{'--capture-video' if video else '--env-id'} {env_id}: {error}{hint}")
-    box = env.action_space
+    box, obs = env.action_space, env.observation_space
     if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite([box.low, box.high]).all()):
         fail(f"--env-id {env_id}: SAC needs continuous actions (a float Box) with finite bounds, this one has {box}")
-    if not isinstance(env.observation_space, gym.spaces.Box) or len(env.observation_space.shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
-
-    def rescale(action):  # the clip takes away what rounding adds at the bounds
-        return np.clip(box.low + (action.reshape(box.shape) + 1) / 2 * (box.high - box.low), box.low, box.high)
-
-    return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
+    low, high = box.low, box.high  # the clip takes away what rounding adds at the bounds
+    rescale = lambda action: np.clip(low + (action.reshape(box.shape) + 1) / 2 * (high - low), low, high)
+    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
+    return env if isinstance(obs, gym.spaces.Box) and len(obs.shape) == 1 else gym.wrappers.FlattenObservation(env)
 
 
 def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.VectorEnv, np.ndarray]:
@@ -286,35 +265,21 @@ def save(state: dict, path: Path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps what the disk said in a RuntimeError
+        sys.exit(f"error: {path} was not written, the one before it stays: {error}".splitlines()[0])
+    finally:
         temporary.unlink(missing_ok=True)
-        sys.exit(f"error: {path} was not written, the one before it stays: {error}")
 
 
 def read_records(folder: Path) -> dict[str, np.ndarray]:
     """Scalars of a run by key, from its TensorBoard files, resumes accounted for: arrays of steps and values (2, n)."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {key: np.array([(e.step, e.value) for e in events.Scalars(key)]).T for key in events.Tags()["scalars"]}
 
 
-def plot(folder: Path, title: str):
-    """Draw learning_curve.png from the records of a run."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes, records = figure.subplots(), read_records(folder)
-    axes.plot(*records.get("charts/episodic_return", [[], []]), "0.7", lw=0.8, label="training, stochastic policy")
-    axes.plot(*records.get("eval/episodic_return", [[], []]), "C0o-", label="evaluation, deterministic policy")
-    axes.set(title=title, xlabel="environment steps", ylabel="return of an episode")
-    axes.legend()
-    figure.savefig(folder / "learning_curve.png", dpi=120)
-
-
-def parse_args() -> tuple[Args, dict]:
-    """The flags, and the state to go on from. Flags that cannot work end the program here."""
-    args, state, versions = tyro.cli(Args), {"step": 0, "best": -math.inf}, [sys.version, torch.cpu.get_capabilities()]
-    versions = f"{versions} torch {torch.__version__} numpy {np.__version__} gymnasium {gym.__version__}"
+def main():
+    args, cpu = tyro.cli(Args), torch.cpu.get_capabilities()
+    versions = [sys.version, torch.__version__, np.__version__, gym.__version__, cpu["cpu_name"]]
+    state = {"step": 0, "best": math.nan, "versions": versions}
     if folder := args.resume or args.evaluate:
         try:
             saved = json.loads((folder / "args.json").read_text())
@@ -322,82 +287,68 @@ def parse_args() -> tuple[Args, dict]:
             state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged file shows itself as almost anything
             fail(f"{folder} is missing or damaged, name another run folder or start anew: {error}".splitlines()[0])
-        changed = [f"--{key.replace('_', '-')}" for key in saved if saved[key] != getattr(args, key)]
-        if {"--env-id", "--buffer-size"} & set(changed):
-            fail(f"{folder} is of --env-id {saved['env_id']} --buffer-size {saved['buffer_size']}: leave these flags out")
+        changed = {key for key in saved if saved[key] != getattr(args, key)} - {"resume", "evaluate"}
+        if changed & {"env_id", "buffer_size"}:
+            fail(f"{folder} has --env-id {saved['env_id']} --buffer-size {saved['buffer_size']}: leave these flags out")
         if args.resume and (changed or versions != state["versions"]):
-            print("warning: not bit for bit the run begun, other:", *changed or ["versions"], file=sys.stderr)
+            print("warning: not bit for bit the run begun, changed:", *changed or ["versions"], file=sys.stderr)
 
-    counts = "total_timesteps num_envs buffer_size batch_size eval_episodes threads checkpoint_frequency log_frequency"
-    rules = {f"--{key.replace('_', '-')} must be 1 or more": getattr(args, key) >= 1 for key in counts.split()}
-    rules |= {
-        "--seed must be 0 or more": args.seed >= 0,
-        "--eval-frequency must be 0 (none) or more": args.eval_frequency >= 0,
-        "--learning-starts must be 0 or more, below --total-timesteps": 0 <= args.learning_starts < args.total_timesteps,
-        "--batch-size must not exceed --buffer-size": args.batch_size <= args.buffer_size,
-        "--num-envs must not exceed --buffer-size": args.num_envs <= args.buffer_size,
-        "--gamma must lie in [0, 1]": 0 <= args.gamma <= 1,
-        "--tau must be above 0 and at most 1": 0 < args.tau <= 1,
-        "--policy-lr must be a positive number": 0 < args.policy_lr < math.inf,
-        "--q-lr must be a positive number": 0 < args.q_lr < math.inf,
-        "--compile needs a C++ compiler, install g++": not args.compile or shutil.which(os.environ.get("CXX", "g++")),
-        "--track needs wandb: pip install wandb": not args.track or importlib.util.find_spec("wandb"),
-    }
-    for message in (message for message, holds in rules.items() if not holds):
-        fail(message)
-    return args, state | {"versions": versions}
-
-
-def main():
-    args, state = parse_args()
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    if sys.platform == "linux":  # keep freed memory: page faults for memory given back are half the time of an update
-        for option, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of glibc
-            getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, value)
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
-    cpu = torch.cpu.get_capabilities()  # medium is oneDNN, twice as fast as MKL here, but rounds to bfloat16 with AMX
-    fast = device.type == "cpu" and cpu["architecture"] == "x86_64" and not cpu["amx_tile"]
-    auto = "medium" if fast else "highest"
+    os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # renders without a screen
+    env = make_env(args.env_id, Path("probe") if args.capture_video else None)
+    obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
+    gigabytes = min(args.buffer_size, args.total_timesteps) * (2 * obs_dim + action_dim + 2) * 4e-9
+    free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
+    wandb = importlib.import_module("wandb") if args.track and importlib.util.find_spec("wandb") else None
+    online = os.environ.get("WANDB_MODE", "online") == "online"
+    counts = "total-timesteps num-envs buffer-size batch-size eval-episodes checkpoint-frequency log-frequency threads"
+    limits = {flag: (1, math.inf) for flag in counts.split()} | {"seed": (0, math.inf), "eval-frequency": (0, math.inf)}
+    limits |= {"gamma": (0, 1), "tau": (1e-9, 1), "policy-lr": (1e-9, 1), "q-lr": (1e-9, 1)}
+    limits |= {"learning-starts": (0, args.total_timesteps - 1)}
+    flags = {key.replace("_", "-"): value for key, value in vars(args).items()}
+    for holds, message in [
+        *((a <= flags[name] <= b, f"--{name} must lie in [{a}, {b}]") for name, (a, b) in limits.items()),
+        (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower the one, raise the other"),
+        (args.num_envs <= args.buffer_size, "--num-envs must not exceed --buffer-size: lower the one, raise the other"),
+        (gigabytes <= free, f"--buffer-size needs {gigabytes:.1f} GB of memory, {free:.1f} GB are free: lower it"),
+        (not args.compile or shutil.which(os.environ.get("CXX", "g++")), "--compile needs a C++ compiler: install g++"),
+        (not args.track or wandb, "--track needs wandb: pip install wandb"),
+        (not (wandb and online) or wandb.login(prompt=False), "--track needs `wandb login`, or WANDB_MODE=offline"),
+    ]:
+        if not holds:
+            fail(message)
+
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):  # page faults can be half of an eager update:
+        ctypes.CDLL(None).mallopt(-1, 2**30), ctypes.CDLL(None).mallopt(-3, 2**25)  # keep freed memory (trim, mmap)
+    # "medium" is oneDNN on a CPU, twice as fast as MKL at these sizes and as exact, but with AMX it rounds to bfloat16
+    auto = "medium" if device.type == "cpu" and cpu["architecture"] == "x86_64" and not cpu["amx_tile"] else "highest"
     torch.set_float32_matmul_precision(auto if args.matmul_precision == "auto" else args.matmul_precision)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-
-    env = make_env(args.env_id, Path("probe") if args.capture_video else None)
-    obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
-    step, best, losses = state["step"], state["best"], {}
     agent = SAC(obs_dim, action_dim, args).to(device)
     agent.load_state_dict(state.get("agent", agent.state_dict()))
+    step, best, last, losses = state["step"], state["best"], math.nan, {}
     if args.evaluate:
         for name in ("deterministic", "stochastic"):
             video = args.evaluate / "videos" / f"step-{step}-{name}" if args.capture_video else None
             returns = evaluate(agent, args, step, name == "stochastic", video)
             print(f"{name} policy: return {returns.mean():.2f} +- {returns.std():.2f} over {len(returns)} episodes")
         return
-    capacity = min(args.buffer_size, max(args.total_timesteps, step) + n_envs)
-    gigabytes = capacity * (2 * obs_dim + action_dim + 2) * 4e-9
-    free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
-    if gigabytes > free:
-        fail(f"--buffer-size {args.buffer_size} takes {gigabytes:.1f} GB of memory, {free:.1f} GB are free: lower it")
-    if wandb := importlib.import_module("wandb") if args.track else None:
-        if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False):
-            fail("--track needs a login: run `wandb login`, or set WANDB_MODE=offline")
 
-    buffer = ReplayBuffer(capacity, obs_dim, action_dim, device)
+    buffer = ReplayBuffer(min(args.buffer_size, max(args.total_timesteps, step) + n_envs), obs_dim, action_dim, device)
     random = torch.Generator(device).manual_seed(args.seed)  # of everything random but the environments
-    name = re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}")
-    folder = args.resume or Path("runs", name)
-    folder.mkdir(parents=True, exist_ok=bool(args.resume))
-    (folder / "args.json").write_text(json.dumps(asdict(args) | {"resume": None, "evaluate": None}, indent=2))
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}"
+    folder = args.resume or Path("runs", re.sub(r"[^\w.-]+", "-", name))
     if args.resume:
         buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step
         random.set_state(state["random"])
-    else:
-        shutil.copy(__file__, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(__file__, folder)
+    (folder / "args.json").write_text(json.dumps(vars(args) | {"resume": None, "evaluate": None}, indent=2))
     if wandb:
         tracked = max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
         names = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=folder.name, id=folder.name)
-        run = wandb.init(**names, resume="allow", dir=folder, config=asdict(args))
+        run = wandb.init(**names, resume="allow", dir=folder, config=vars(args))
         run.save(folder / Path(__file__).name, base_path=folder, policy="now")
     writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
     print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
@@ -412,74 +363,70 @@ def main():
         if wandb and step > tracked:
             run.log(scalars, step=step)
 
-    def stop_if_not_finite(tensors: dict[str, torch.Tensor]):
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                sys.exit(f"error: {name} is not finite at step {step}; the last good checkpoint stays in {folder}")
-
     if args.compile:
         print("compiling the update, for up to a minute")
         torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
     update = torch.compile(agent.update, fullgraph=True) if args.compile else agent.update
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-    timer, last, saved, envs = (step, time.time()), math.nan, step if args.resume else -1, None
-    try:
-        while True:
-            if envs is None or due(args.checkpoint_frequency):
-                if step > saved:
-                    stop_if_not_finite(agent.state_dict())
-                    rows = torch.from_numpy(buffer.rows[: len(buffer)].cpu().numpy())  # the filled rows alone, no copy
-                    state |= dict(agent=agent.state_dict(), rows=rows, random=random.get_state(), step=step, best=best)
-                    save(state, folder / "checkpoint.pt")
-                if step >= args.total_timesteps:
-                    break
-                # environments cannot be saved: every run, resumed or not, makes them anew at its checkpoints
-                envs, obs = make_vector_env([lambda: make_env(args.env_id)] * n_envs, (args.seed, step, 0))
-                returns, lengths = np.zeros(n_envs), np.zeros(n_envs)
+    timer, envs = (step, time.time()), None
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, to continue: python {sys.argv[0]} --resume {folder}"))
+    while True:
+        if envs is None or due(args.checkpoint_frequency):
+            if envs or not args.resume:
+                rows = torch.from_numpy(buffer.rows[: len(buffer)].cpu().numpy())  # the filled rows alone, no copy
+                state |= dict(agent=agent.state_dict(), rows=rows, random=random.get_state(), step=step, best=best)
+                save(state, folder / "checkpoint.pt")
+            if step >= args.total_timesteps:
+                break
+            # environments cannot be saved: every run, resumed or not, makes them anew at its checkpoints
+            envs, obs = make_vector_env([lambda: make_env(args.env_id)] * n_envs, (args.seed, step, 0))
+            returns, lengths = np.zeros((2, n_envs))
 
-            if step < args.learning_starts:
-                action = (torch.rand((n_envs, action_dim), generator=random, device=device) * 2 - 1).cpu().numpy()
-            else:
-                action = agent.act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
-            next_obs, reward, terminated, truncated, infos = envs.step(action)
-            done, true_next_obs = terminated | truncated, next_obs.copy()
-            if done.any():
-                true_next_obs[done] = np.stack(infos["final_obs"][done])
-            buffer.add(obs, action, reward, terminated, true_next_obs)
-            obs, step, returns, lengths = next_obs, step + n_envs, returns + reward, lengths + 1
-            if done.any():
-                last = returns[done].mean()
-                best = max(best, last)
-                record({"charts/episodic_return": last, "charts/episodic_length": lengths[done].mean()})
-                returns[done] = lengths[done] = 0
+        if step < args.learning_starts:
+            action = (torch.rand((n_envs, action_dim), generator=random, device=device) * 2 - 1).cpu().numpy()
+        else:
+            action = agent.act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
+        next_obs, reward, terminated, truncated, infos = envs.step(action)
+        done, true_next_obs = terminated | truncated, next_obs.copy()
+        step, returns, lengths = step + n_envs, returns + reward, lengths + 1
+        if done.any():
+            true_next_obs[done] = np.stack(infos["final_obs"][done])
+            last, best = returns[done].mean(), np.fmax(best, returns[done].mean()).item()
+            record({"charts/episodic_return": last, "charts/episodic_length": lengths[done].mean()})
+            returns[done] = lengths[done] = 0
+        buffer.add(obs, action, reward, terminated, true_next_obs)
+        obs = next_obs
+        for _ in range(min(n_envs, step - args.learning_starts)):  # as many updates as steps
+            noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
+            losses = update(buffer.sample(args.batch_size, random), noise)
 
-            for _ in range(min(n_envs, step - args.learning_starts)):  # as many updates as steps
-                noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
-                losses = update(buffer.sample(args.batch_size, random), noise)
-
-            bar.update(n_envs)
-            if due(args.log_frequency):
-                stop_if_not_finite(losses)
-                sps, timer = (step - timer[0]) / (time.time() - timer[1]), (step, time.time())
-                record({name: value.item() for name, value in losses.items()} | {"charts/SPS": sps})
-                bar.set_postfix_str(news := f"return {last:.1f}, best {best:.1f}")
-                if bar.disable:
-                    minutes = (args.total_timesteps - step) / sps / 60
-                    print(f"step {step}, {sps:.0f} steps/s, {minutes:.0f} minutes left, {news}", flush=True)
-            if due(args.eval_frequency):
-                video = folder / "videos" / f"step-{step}" if args.capture_video else None
-                result = evaluate(agent, args, step, video=video)
-                record({"eval/episodic_return": result.mean(), "eval/episodic_return_std": result.std()})
-                if wandb and video:
-                    run.log({"eval/video": wandb.Video(f"{video}-episode-0.mp4", format="mp4")}, step=step)
-                bar.write(f"step {step}: evaluation {result.mean():.1f} +- {result.std():.1f}")
-    except KeyboardInterrupt:
-        sys.exit(f"stopped at step {step}; to continue: python {sys.argv[0]} --resume {folder}")
-    writer.close()
+        bar.update(n_envs)
+        if due(args.log_frequency) or due(args.checkpoint_frequency):
+            for name, value in (losses | agent.state_dict()).items():
+                if not value.isfinite().all():
+                    sys.exit(f"error: {name} is not finite at step {step}; the last good checkpoint stays in {folder}")
+            speed, timer = (step - timer[0]) / (time.time() - timer[1]), (step, time.time())
+            record({name: value.item() for name, value in losses.items()} | {"charts/SPS": speed})
+            bar.set_postfix_str(news := f"return {last:.1f}, best {best:.1f}")
+            if bar.disable:
+                left = (args.total_timesteps - step) / speed / 60
+                print(f"step {step}, {speed:.0f} steps/s, {left:.0f} minutes left, {news}", flush=True)
+        if due(args.eval_frequency):
+            video = folder / "videos" / f"step-{step}" if args.capture_video else None
+            result = evaluate(agent, args, step, video=video)
+            record({"eval/episodic_return": result.mean(), "eval/episodic_return_std": result.std()})
+            if wandb and video:
+                run.log({"eval/video": wandb.Video(f"{video}-episode-0.mp4", format="mp4")}, step=step)
+            bar.write(f"step {step}: evaluation {result.mean():.1f} +- {result.std():.1f}")
     save({"agent": agent.state_dict()}, folder / "model.pt")
-    plot(folder, f"{args.env_id}, seed {args.seed}")
-    if wandb:
-        run.finish()
+    from matplotlib.figure import Figure
+
+    axes, records = Figure(figsize=(8, 5), layout="constrained").subplots(), read_records(folder)
+    for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
+        axes.plot(*records[key], label=key)
+    axes.set(title=folder.name, xlabel="environment steps", ylabel="return of an episode")
+    axes.figure.legend(loc="outside lower center")
+    axes.figure.savefig(folder / "learning_curve.png", dpi=120)
     print(f"done: {folder}")
 
 
