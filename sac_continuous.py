@@ -278,7 +278,7 @@ def read_records(folder: Path) -> dict[str, np.ndarray]:
 
 def main():
     args, cpu = tyro.cli(Args), torch.cpu.get_capabilities()
-    versions = [sys.version, torch.__version__, np.__version__, gym.__version__, cpu["cpu_name"]]
+    versions = f"{sys.version} {torch.__version__} {np.__version__} {gym.__version__} {cpu['cpu_name']}"
     state = {"step": 0, "best": math.nan, "versions": versions}
     if folder := args.resume or args.evaluate:
         try:
@@ -308,8 +308,8 @@ def main():
     flags = {key.replace("_", "-"): value for key, value in vars(args).items()}
     for holds, message in [
         *((a <= flags[name] <= b, f"--{name} must lie in [{a}, {b}]") for name, (a, b) in limits.items()),
-        (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower the one, raise the other"),
-        (args.num_envs <= args.buffer_size, "--num-envs must not exceed --buffer-size: lower the one, raise the other"),
+        (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower it or raise that"),
+        (args.num_envs <= args.buffer_size, "--num-envs must not exceed --buffer-size: lower it or raise that"),
         (gigabytes <= free, f"--buffer-size needs {gigabytes:.1f} GB of memory, {free:.1f} GB are free: lower it"),
         (not args.compile or shutil.which(os.environ.get("CXX", "g++")), "--compile needs a C++ compiler: install g++"),
         (not args.track or wandb, "--track needs wandb: pip install wandb"),
@@ -423,7 +423,7 @@ def main():
 
     axes, records = Figure(figsize=(8, 5), layout="constrained").subplots(), read_records(folder)
     for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
-        axes.plot(*records[key], label=key)
+        axes.plot(*records[key], ".-", label=key)
     axes.set(title=folder.name, xlabel="environment steps", ylabel="return of an episode")
     axes.figure.legend(loc="outside lower center")
     axes.figure.savefig(folder / "learning_curve.png", dpi=120)

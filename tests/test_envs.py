@@ -5,7 +5,6 @@ which writes down every transition it made. What replay, updates and log hold is
 """
 
 import importlib.util
-import itertools
 import signal
 import sys
 import tempfile
@@ -40,11 +39,10 @@ class Made(NamedTuple):
     length: int  # of the episode, this step included
 
 
-MADE, SEEDS = [], []  # by all Counting environments of a test: transitions, and seeds given to reset
-INSTANCES = itertools.count()
+INSTANCES, MADE, SEEDS = [], [], []  # of Counting: its instances, their transitions, and the seeds they were given
 
-LENGTHS = (4, 1, 7, 1, 1, 3)
-ENDINGS = {  # (terminated, truncated) of one episode after the other; mixed: no multiple of LENGTHS, so that all meet
+LENGTHS = (4, 1, 7, 1, 1, 3)  # of one episode after the other
+ENDINGS = {  # and their (terminated, truncated); mixed: 5 against 6 lengths, so that each meets each
     "terminated": [(True, False)],
     "truncated": [(False, True)],
     "both": [(True, True)],
@@ -70,7 +68,8 @@ class Counting(gym.Env):
     """Observes its own number, that of its episode and of its step, each in thirds: float32 and float64 differ."""
 
     def __init__(self, endings="mixed", lengths=LENGTHS, view="line", bounds="plain", render_mode=None):
-        self.instance, self.count, self.step_in_episode = next(INSTANCES), -1, 0
+        self.instance, self.count, self.step_in_episode = len(INSTANCES), -1, 0
+        INSTANCES.append(self)
         self.endings, self.lengths, self.view, self.memory = ENDINGS[endings], lengths, view, np.zeros(3, np.float32)
         self.observation_space, self.action_space = SPACES[view], BOUNDS[bounds]
 
@@ -117,8 +116,12 @@ gym.register("Plainest-v0", entry_point=Plainest)
 
 
 @pytest.fixture(autouse=True)
+def clean():
+    forget()
+
+
 def forget():
-    MADE.clear(), SEEDS.clear()
+    INSTANCES.clear(), MADE.clear(), SEEDS.clear()
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def train(monkeypatch, tmp_path):
     """Function that trains with main() in an empty folder, at the given flags, and tells what it saw there."""
 
     def run(env_id: str, total_timesteps: int, **flags) -> SimpleNamespace:
-        MADE.clear(), SEEDS.clear()
+        forget()
         flags = dict(learning_starts=total_timesteps - 1, eval_frequency=0, threads=1, batch_size=4) | flags
         flags |= dict(env_id=env_id, total_timesteps=total_timesteps)
         seen, update, evaluate = SimpleNamespace(updates=[], evaluations=[]), sac.SAC.update, sac.evaluate
@@ -137,8 +140,7 @@ def train(monkeypatch, tmp_path):
                 seen.buffer = self
 
         def spy_update(agent, batch, noise):
-            if not seen.updates:
-                seen.initial = deepcopy(agent.state_dict())
+            seen.initial = getattr(seen, "initial", None) or deepcopy(agent.state_dict())
             seen.updates.append(SimpleNamespace(made=len(MADE), batch=batch, noise=noise.clone()))
             return update(agent, batch, noise)
 
@@ -242,12 +244,12 @@ def test_ring_by_itself(chunk):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64, np.uint8])
 def test_rows_are_float32_whatever_comes_in(dtype):
     buffer = sac.ReplayBuffer(10, obs_dim=2, action_dim=1)
-    obs, action, reward = (100 * np.random.default_rng(0).random((3, 2)) / 3).astype(dtype)[:, :, None].repeat(2, 2)
-    buffer.add(obs, action[:, :1], reward[:, 0].astype(float), np.array([True, False]), obs + 1)
+    obs, action, reward, next_obs = np.split(np.random.default_rng(0).uniform(0, 99, (2, 6)).astype(dtype), [2, 3, 4], 1)
+    buffer.add(obs, action, reward[:, 0], np.array([True, False]), next_obs)
     batch = buffer.sample(6, torch.Generator().manual_seed(0))
     assert {column.dtype for column in (buffer.rows, *batch)} == {torch.float32}
-    columns = obs, action[:, :1], reward[:, :1].astype(float), [[1], [0]], obs + 1
-    np.testing.assert_array_equal(buffer.rows[:2].numpy(), np.concatenate(columns, axis=1).astype(np.float32))
+    expected = np.hstack([obs, action, reward, [[1], [0]], next_obs]).astype(np.float32)
+    np.testing.assert_array_equal(buffer.rows[:2].numpy(), expected)
 
 
 @pytest.mark.parametrize("added", [1, 25, 40, 41, 70])
@@ -335,8 +337,8 @@ def test_actions_cover_the_bounds_and_never_leave_them(name):
         env.step(action)  # where Counting asks the inner space whether it contains the action
     got = np.array([m.action for m in MADE])
     assert got.shape == (len(actions), *box.shape)
-    np.testing.assert_array_equal(got[0], box.low)
-    np.testing.assert_array_equal(got[2], box.high)
+    np.testing.assert_allclose(got[0], box.low, rtol=2e-7)
+    np.testing.assert_allclose(got[2], box.high, rtol=2e-7)
     np.testing.assert_allclose(got[1], (box.low + box.high) / 2, rtol=1e-6, atol=1e-6)
     span = box.high.astype(float) - box.low
     linear = box.low + (actions.reshape(got.shape).astype(float) + 1) / 2 * span
@@ -386,6 +388,10 @@ def test_observations_are_flat_and_spaces_untouched(view, size):
     np.testing.assert_array_equal(np.float32(next_obs), MADE[0].next_obs)
     assert env.unwrapped.observation_space is SPACES[view]
     assert (SPACES, BOUNDS) == spaces
+
+
+def test_environments_need_not_know_of_pictures():
+    sac.make_env("Plainest-v0").reset(seed=0)
 
 
 box2d = pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs Box2D")
