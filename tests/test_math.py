@@ -325,7 +325,7 @@ def test_a_series_of_updates_follows_the_reference():
 @pytest.mark.parametrize("i", range(ROWS))
 def test_target_is_the_reward_alone_where_the_task_ended_and_bootstraps_elsewhere(i):
     agent, (batch, noise) = make_agent(), row(i, *make_batch())
-    ended, going = batch._replace(terminated=torch.ones(1)), batch._replace(terminated=torch.zeros(1))
+    ended, going = batch._replace(terminated=torch.ones(1).double()), batch._replace(terminated=torch.zeros(1).double())
     expected, _ = reference(agent, sac.Args())[0](going, noise)
     target_of_ended = deepcopy(agent).update(ended, noise)["losses/target_q"].item()
     assert target_of_ended == batch.reward.item()  # to the last bit: neither value nor entropy of the next state
