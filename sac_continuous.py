@@ -348,7 +348,7 @@ def main():
     if wandb:
         tracked = max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
         names = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=folder.name, id=folder.name)
-        run = wandb.init(**names, resume="allow", dir=folder, config=vars(args))
+        run = wandb.init(**names, resume="allow", dir=folder.resolve(), config=vars(args))
         run.save(folder / Path(__file__).name, base_path=folder, policy="now")
     writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
     print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")

@@ -126,7 +126,7 @@ def reference(agent: sac.SAC, args: sac.Args):
         return read.get(name, lambda: [p.grad.clone() for p in policy.parameters()])()
 
     def update(batch, noise):
-        alpha, gradient = math.exp(log_alpha.item()), {}
+        alpha, gradient = log_alpha.detach().exp(), {}
         next_action, next_log_prob = sample(batch.next_obs, noise[0])
         one, other = values(targets, batch.next_obs, next_action)
         bootstrapped = batch.reward + args.gamma * (torch.minimum(one, other) - alpha * next_log_prob)
@@ -146,7 +146,7 @@ def reference(agent: sac.SAC, args: sac.Args):
             for target, p in zip(targets.parameters(), critics.parameters()):
                 target.copy_((1 - args.tau) * target + args.tau * p)
         results = (critic_loss, actor_loss, alpha_loss, alpha, q[0].mean(), y.mean(), -log_prob.mean())
-        return {name: float(value) for name, value in zip(LOSSES, results)}, gradient
+        return {name: value.item() for name, value in zip(LOSSES, results)}, gradient
 
     return update, policy, critics, targets, log_alpha
 
@@ -500,9 +500,9 @@ def test_adam_equals_that_of_torch_over_50_steps(scale, dtype, tolerance):
 def test_bandit_learns_the_best_tanh_gaussian():
     """Reward -(a - 0.6)^2, one step per episode, alpha held: the best policy of this family is found by quadrature.
 
-    The objective is E[r] + alpha H. Ten times the tolerances below separate the start from the best policy.
+    Its objective E[r] + alpha H is missed by less than 0.0005, where the policy of the start misses it by about 0.5.
     """
-    aim, alpha, tolerance = 0.6, 0.2, 0.004
+    aim, alpha = 0.6, 0.2
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = weights / weights.sum()
 
@@ -517,23 +517,21 @@ def test_bandit_learns_the_best_tanh_gaussian():
         grid = np.meshgrid(mean + width * np.linspace(-2, 2, 41), std * (1 + width * np.linspace(-1, 1, 41)))
         best = objective(*grid).argmax()
         mean, std, width = grid[0].flat[best], grid[1].flat[best], width / 4
-    best = objective(mean, std)
-
-    def learned():
-        """Mean and standard deviation under the tanh, from the actions at noise -1 and 1."""
-        low, high = np.arctanh(agent.act(np.ones((2, 1)), torch.tensor([[-1.0], [1.0]]))[:, 0].astype(float))
-        return (low + high) / 2, (high - low) / 2
 
     torch.manual_seed(0)
-    agent = sac.SAC(1, 1, sac.Args(policy_lr=1e-3, q_lr=1e-3))
+    agent = sac.SAC(1, 1, sac.Args())
     nn.init.constant_(agent.log_alpha, math.log(alpha))
     agent.alpha_optimizer.minimize = lambda loss: None
-    assert best - objective(*learned()) > 10 * tolerance
-    ones = torch.ones(64, 1)
-    for _ in range(2000):
+    ones, policies = torch.ones(64, 1), []
+    for step in range(1000):
+        if step % 25 == 0:  # mean and standard deviation under the tanh, from the actions at noise -1 and 1
+            low, high = np.arctanh(agent.act(np.ones((2, 1)), torch.tensor([[-1.0], [1.0]])).astype(float))[:, 0]
+            policies.append(((low + high) / 2, (high - low) / 2))
         action = torch.rand(64, 1) * 2 - 1
         agent.update(sac.Batch(ones, action, -(action[:, 0] - aim).square(), ones[:, 0], ones), torch.randn(2, 64, 1))
-    assert 0 <= best - objective(*learned()) <= tolerance
-    means = [np.tanh(m + s * nodes) @ weights for m, s in (learned(), (mean, std))]
-    assert means[0] == pytest.approx(means[1], abs=0.05)
-    assert learned()[1] == pytest.approx(std, rel=0.15)
+    learned_mean, learned_std = np.mean(policies[-20:], axis=0)  # half of them: a policy under Adam never rests
+    assert objective(mean, std) - objective(*policies[0]) > 0.2
+    assert -1e-9 <= objective(mean, std) - objective(learned_mean, learned_std) < 0.0005
+    expected, learned = np.tanh(mean + std * nodes) @ weights, np.tanh(learned_mean + learned_std * nodes) @ weights
+    assert learned == pytest.approx(expected, abs=0.02)
+    assert learned_std == pytest.approx(std, rel=0.05)

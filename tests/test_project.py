@@ -1,0 +1,95 @@
+"""The files agree with each other, and the script needs none of them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "sac_continuous.py"
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+
+# Every command that the README prints: how the tests run it, or why they do not. FOLDER is a finished run.
+SHORT = "--total-timesteps 60 --learning-starts 40 --batch-size 8 --eval-frequency 60 --eval-episodes 1 --threads 1"
+RUNS = {
+    "python sac_continuous.py --help": "",
+    "python sac_continuous.py --env-id Pendulum-v1 --total-timesteps 10000": SHORT,
+    "python sac_continuous.py --env-id HalfCheetah-v4 --seed 2 --compile": SHORT + " --no-compile",
+    "python sac_continuous.py --env-id shimmy:dm_control/cartpole-swingup-v0": SHORT,
+    "python sac_continuous.py --env-id BipedalWalker-v3 --num-envs 4 --capture-video": SHORT,
+    "WANDB_MODE=offline python sac_continuous.py --env-id Pendulum-v1 --track": SHORT,
+    "python sac_continuous.py --resume runs/FOLDER": "",
+    "python sac_continuous.py --evaluate runs/FOLDER --capture-video": "",
+}
+NOT_RUN = {
+    "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python sac_continuous.py "
+    "--env-id Hopper-v4": "an hour of training; its flags are those of the Hopper runs in test_resume.py",
+    "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt -r tests/requirements.txt && "
+    ".venv/bin/python -m pytest": "it is what runs this test",
+    "uv run sac_continuous.py --env-id Hopper-v4": "needs uv, and an hour",
+    "tensorboard --logdir runs": "a server; what it shows is read back in test_records.py",
+    "python benchmark/learning.py": "an hour of training",
+}
+
+
+def header() -> list[str]:
+    """The requirements in the script's inline metadata (PEP 723)."""
+    block = re.search(r"^# /// script\n(.*?)^# ///$", SCRIPT.read_text(), re.S | re.M).group(1)
+    return re.findall(r'"((?:[^"\\])+==[^"]+)"', block)
+
+
+def test_the_header_pins_what_requirements_pin():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert sorted(header()) == sorted(line for line in lines if line and not line.startswith("#"))
+    assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; python_version .+)?", line) for line in header())
+
+
+def test_the_script_stays_short_enough_to_read():
+    assert len(SCRIPT.read_text().splitlines()) <= 400
+
+
+def test_the_script_compiles_for_every_promised_python():
+    import ast
+
+    for minor in range(10, 15):
+        ast.parse(SCRIPT.read_text(), feature_version=(3, minor))
+
+
+def test_nothing_runs_at_import():
+    subprocess.run([sys.executable, "-c", "import sac_continuous"], cwd=ROOT, check=True)
+    assert SCRIPT.read_text().rstrip().endswith('if __name__ == "__main__":\n    main()')
+
+
+def test_every_command_of_the_readme_is_accounted_for():
+    assert sorted(COMMANDS) == sorted([*RUNS, *NOT_RUN])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """An empty folder with nothing but the script in it, and a finished run."""
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copy(SCRIPT, folder)
+    execute(folder, f"python sac_continuous.py --env-id Pendulum-v1 {SHORT}")
+    return folder
+
+
+def execute(folder, command):
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder)}
+    result = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_the_readmes_commands_run_in_a_folder_with_the_script_alone(command, alone):
+    if "dm_control" in command:
+        pytest.importorskip("dm_control")
+    if "Bipedal" in command:
+        pytest.importorskip("Box2D")
+    (run, *_) = alone.glob("runs/Pendulum*")
+    output = execute(alone, f"{command} {RUNS[command]}".replace("FOLDER", run.name))
+    assert "--env-id" in output if "--help" in command else "policy: return" in output or "done: runs/" in output
