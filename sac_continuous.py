@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import gymnasium as gym, numpy as np, psutil, torch, torch.nn as nn, torch.nn.functional as F, tyro
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -236,7 +237,7 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
 
 def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.VectorEnv, np.ndarray]:
     """Environments stepped together and their first observations (N, O), each with its own seed drawn from `seed`."""
-    # Gymnasium's default autoreset spends a step on the reset, with the action ignored: a transition that never was.
+    # Gymnasium's default autoreset spends a step on the reset, with the action ignored: a transition that never was
     envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     return envs, envs.reset(seed=np.random.SeedSequence(seed).generate_state(len(makers)).tolist())[0]
 
@@ -301,13 +302,12 @@ def main():
     free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
     wandb = importlib.import_module("wandb") if args.track and importlib.util.find_spec("wandb") else None
     online = os.environ.get("WANDB_MODE", "online") == "online"
-    counts = "total-timesteps num-envs buffer-size batch-size eval-episodes checkpoint-frequency log-frequency threads"
-    limits = {flag: (1, math.inf) for flag in counts.split()} | {"seed": (0, math.inf), "eval-frequency": (0, math.inf)}
-    limits |= {"gamma": (0, 1), "tau": (1e-9, 1), "policy-lr": (1e-9, 1), "q-lr": (1e-9, 1)}
-    limits |= {"learning-starts": (0, args.total_timesteps - 1)}
-    flags = {key.replace("_", "-"): value for key, value in vars(args).items()}
+    counts = "total_timesteps num_envs buffer_size batch_size eval_episodes checkpoint_frequency log_frequency threads"
+    limits = dict.fromkeys(counts.split(), (1, math.inf)) | {"seed": (0, math.inf), "eval_frequency": (0, math.inf)}
+    limits |= {"gamma": (0, 1), "tau": (1e-9, 1), "policy_lr": (1e-9, 1), "q_lr": (1e-9, 1)}
+    limits |= {"learning_starts": (0, args.total_timesteps - 1)}
     for holds, message in [
-        *((a <= flags[name] <= b, f"--{name} must lie in [{a}, {b}]") for name, (a, b) in limits.items()),
+        *((a <= vars(args)[k] <= b, f"--{k.replace('_', '-')} must lie in [{a}, {b}]") for k, (a, b) in limits.items()),
         (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower it or raise that"),
         (args.num_envs <= args.buffer_size, "--num-envs must not exceed --buffer-size: lower it or raise that"),
         (gigabytes <= free, f"--buffer-size needs {gigabytes:.1f} GB of memory, {free:.1f} GB are free: lower it"),
@@ -352,6 +352,13 @@ def main():
         run.save(folder / Path(__file__).name, base_path=folder, policy="now")
     writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
     print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
+    if args.compile:
+        print("compiling the update, for up to a minute")
+        torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
+    update = torch.compile(agent.update, fullgraph=True) if args.compile else agent.update
+    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+    timer, envs = (step, time.time()), None
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, to continue: python {sys.argv[0]} --resume {folder}"))
 
     def due(frequency: int) -> bool:
         return frequency > 0 and (step // frequency > (step - n_envs) // frequency or step >= args.total_timesteps)
@@ -363,16 +370,9 @@ def main():
         if wandb and step > tracked:
             run.log(scalars, step=step)
 
-    if args.compile:
-        print("compiling the update, for up to a minute")
-        torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
-    update = torch.compile(agent.update, fullgraph=True) if args.compile else agent.update
-    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-    timer, envs = (step, time.time()), None
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, to continue: python {sys.argv[0]} --resume {folder}"))
     while True:
         if envs is None or due(args.checkpoint_frequency):
-            if envs or not args.resume:
+            if envs is not None or not args.resume:
                 rows = torch.from_numpy(buffer.rows[: len(buffer)].cpu().numpy())  # the filled rows alone, no copy
                 state |= dict(agent=agent.state_dict(), rows=rows, random=random.get_state(), step=step, best=best)
                 save(state, folder / "checkpoint.pt")
@@ -419,8 +419,6 @@ def main():
                 run.log({"eval/video": wandb.Video(f"{video}-episode-0.mp4", format="mp4")}, step=step)
             bar.write(f"step {step}: evaluation {result.mean():.1f} +- {result.std():.1f}")
     save({"agent": agent.state_dict()}, folder / "model.pt")
-    from matplotlib.figure import Figure
-
     axes, records = Figure(figsize=(8, 5), layout="constrained").subplots(), read_records(folder)
     for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
         axes.plot(*records[key], ".-", label=key)

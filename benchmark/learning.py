@@ -1,7 +1,7 @@
 """Train the seeds behind the README's learning figure, and collect their evaluations.
 
-    python benchmark/learning.py                                # run what is missing, two at a time, then CSV and figure
-    python benchmark/learning.py --reference CURVES.csv         # draws published curves (env_id,seed,step,return) below
+    python benchmark/learning.py                          # run what is missing, two at a time, then CSV and figure
+    python benchmark/learning.py --reference CURVES.csv   # with published curves (env_id,seed,step,return) below ours
 
 Stopped at any moment, it continues: finished runs are kept, unfinished ones resume from their checkpoint.
 """
@@ -92,20 +92,23 @@ def collect() -> list[dict]:
 
 
 def draw(rows: list[dict], reference: Path | None):
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    """One panel per environment: a line per seed of ours, over the published seeds."""
     published = list(csv.DictReader(open(reference))) if reference else []
-    for axes, (env_id, (seeds, _)) in zip(figure.subplots(1, len(RUNS)), RUNS.items()):
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axes, env_id in zip(figure.subplots(1, len(RUNS)), RUNS):
         ours = [row for row in rows if row["env_id"] == env_id]
-        end = max(row["step"] for row in ours)
-        theirs = [r for r in published if r["env_id"] == env_id and int(r["step"]) <= 1.2 * end]
-        for label, color, style, curves in (("published SBX curves", "0.6", "--", theirs), ("this script", "C0", "-", ours)):
-            for i, seed in enumerate(sorted({row["seed"] for row in curves})):
-                curve = [row for row in curves if row["seed"] == seed]
-                returns = [float(row.get("return_mean", row.get("return"))) for row in curve]
-                steps = [int(row["step"]) for row in curve]
-                n = len({row["seed"] for row in curves})
-                axes.plot(steps, returns, style, color=color, marker=".", label=f"{label} ({n} seeds)" if i == 0 else None)
-        axes.set(title=env_id, xlabel="environment steps", ylabel="return, deterministic policy", xlim=(0, 1.02 * end))
+        end = max(int(row["step"]) for row in ours)
+        theirs = [row | {"return_mean": row["return"]} for row in published if row["env_id"] == env_id]
+        for curves, label, style in (
+            (theirs, "SBX, published", dict(color="0.7", linestyle="--")),
+            (ours, "this script", dict(color="C0", marker=".")),
+        ):
+            seeds = sorted({row["seed"] for row in curves}, key=int)
+            for seed in seeds:
+                points = [(int(row["step"]), float(row["return_mean"])) for row in curves if row["seed"] == seed]
+                points = [point for point in points if point[0] <= 1.2 * end]
+                axes.plot(*zip(*points), **style, label=f"{label} (n = {len(seeds)})" if seed == seeds[0] else None)
+        axes.set(title=env_id, xlabel="environment steps", ylabel="return, deterministic policy", xlim=(0, 1.05 * end))
         axes.legend()
     figure.savefig(RESULTS / "learning.png", dpi=120)
 
@@ -118,16 +121,16 @@ def main():
     if any(codes):
         sys.exit("some runs failed: run this command again to continue them")
     rows = collect()
+    RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / "learning.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     draw(rows, args.reference)
-    for env_id, (seeds, _) in RUNS.items():
-        final = [row["return_mean"] for row in rows if row["env_id"] == env_id][-1:]
-        last = max(row["step"] for row in rows if row["env_id"] == env_id)
-        final = [row["return_mean"] for row in rows if row["env_id"] == env_id and row["step"] == last]
-        print(f"{env_id} at {last} steps: mean {sum(final) / len(final):.1f} of {final}")
+    for env_id in RUNS:
+        end = max(row["step"] for row in rows if row["env_id"] == env_id)
+        final = [row["return_mean"] for row in rows if row["env_id"] == env_id and row["step"] == end]
+        print(f"{env_id} at {end} steps: mean {sum(final) / len(final):.1f} of {final}")
 
 
 if __name__ == "__main__":

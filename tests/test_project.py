@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "sac_continuous.py"
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 
 # Every command that the README prints: how the tests run it, or why they do not. FOLDER is a finished run.
 SHORT = "--total-timesteps 60 --learning-starts 40 --batch-size 8 --eval-frequency 60 --eval-episodes 1 --threads 1"
