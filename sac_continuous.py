@@ -23,7 +23,7 @@ replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow c
 Shapes: B batch, N environments, C critics, O observation and A action dimensions. Every count is in environment steps.
 """
 
-import ctypes, importlib.util, json, math, os, re, shutil, signal, sys, time, warnings
+import ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -224,8 +224,9 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
             once = dict(episode_trigger=lambda episode: episode == 0, name_prefix=video.name, disable_logger=True)
             env = gym.wrappers.RecordVideo(env, str(video.parent), **once)
     except Exception as error:  # third parties raise what they like; Gymnasium's own errors suggest the right name
-        hint = " (pip install shimmy dm-control)" if re.search("named|Namespace", str(error)) else ""
-        fail(f"{'--capture-video' if video else '--env-id'} {env_id}: {error}{hint}")
+        lacks = "dm_control" in env_id and re.search("o module named|Namespace", str(error))
+        hint = " (pip install shimmy dm-control)" if lacks else ""
+        fail(f"--env-id {env_id}{' --capture-video' if video else ''}: {error}{hint}")
     box, obs = env.action_space, env.observation_space
     if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite([box.low, box.high]).all()):
         fail(f"--env-id {env_id}: SAC needs continuous actions (a float Box) with finite bounds, this one has {box}")
@@ -282,15 +283,16 @@ def main():
     versions = f"{sys.version} {torch.__version__} {np.__version__} {gym.__version__} {cpu['cpu_name']}"
     state = {"step": 0, "best": math.nan, "versions": versions}
     if folder := args.resume or args.evaluate:
+        mode = "--resume" if args.resume else "--evaluate"
         try:
             saved = json.loads((folder / "args.json").read_text())
             args = tyro.cli(Args, default=Args(**saved))  # flags given anew win
             state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged file shows itself as almost anything
-            fail(f"{folder} is missing or damaged, name another run folder or start anew: {error}".splitlines()[0])
+            fail(f"{mode} {folder} is missing or damaged, name another or start anew: {error}".splitlines()[0])
         changed = {key for key in saved if saved[key] != getattr(args, key)} - {"resume", "evaluate"}
         if changed & {"env_id", "buffer_size"}:
-            fail(f"{folder} has --env-id {saved['env_id']} --buffer-size {saved['buffer_size']}: leave these flags out")
+            fail(f"{mode} {folder}: --env-id {saved['env_id']} --buffer-size {saved['buffer_size']} must stay")
         if args.resume and (changed or versions != state["versions"]):
             print("warning: not bit for bit the run begun, changed:", *changed or ["versions"], file=sys.stderr)
 
@@ -303,7 +305,7 @@ def main():
     wandb = importlib.import_module("wandb") if args.track and importlib.util.find_spec("wandb") else None
     online = os.environ.get("WANDB_MODE", "online") == "online"
     counts = "total_timesteps num_envs buffer_size batch_size eval_episodes checkpoint_frequency log_frequency threads"
-    limits = dict.fromkeys(counts.split(), (1, math.inf)) | {"seed": (0, math.inf), "eval_frequency": (0, math.inf)}
+    limits = dict.fromkeys(counts.split(), (1, math.inf)) | {"seed": (0, 2**63 - 1), "eval_frequency": (0, math.inf)}
     limits |= {"gamma": (0, 1), "tau": (1e-9, 1), "policy_lr": (1e-9, 1), "q_lr": (1e-9, 1)}
     limits |= {"learning_starts": (0, args.total_timesteps - 1)}
     for holds, message in [
@@ -342,8 +344,9 @@ def main():
     if args.resume:
         buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step
         random.set_state(state["random"])
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(__file__, folder)
+    else:
+        folder.mkdir(parents=True)
+        shutil.copy(__file__, folder)
     (folder / "args.json").write_text(json.dumps(vars(args) | {"resume": None, "evaluate": None}, indent=2))
     if wandb:
         tracked = max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
@@ -358,7 +361,8 @@ def main():
     update = torch.compile(agent.update, fullgraph=True) if args.compile else agent.update
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
     timer, envs = (step, time.time()), None
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, to continue: python {sys.argv[0]} --resume {folder}"))
+    resume = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, to continue: {resume}"))
 
     def due(frequency: int) -> bool:
         return frequency > 0 and (step // frequency > (step - n_envs) // frequency or step >= args.total_timesteps)
@@ -402,7 +406,8 @@ def main():
 
         bar.update(n_envs)
         if due(args.log_frequency) or due(args.checkpoint_frequency):
-            for name, value in (losses | agent.state_dict()).items():
+            replay = {"replay": buffer.rows[: len(buffer)].sum()} if due(args.checkpoint_frequency) else {}
+            for name, value in (losses | agent.state_dict() | replay).items():
                 if not value.isfinite().all():
                     sys.exit(f"error: {name} is not finite at step {step}; the last good checkpoint stays in {folder}")
             speed, timer = (step - timer[0]) / (time.time() - timer[1]), (step, time.time())
@@ -415,7 +420,7 @@ def main():
             video = folder / "videos" / f"step-{step}" if args.capture_video else None
             result = evaluate(agent, args, step, video=video)
             record({"eval/episodic_return": result.mean(), "eval/episodic_return_std": result.std()})
-            if wandb and video:
+            if wandb and video and step > tracked:
                 run.log({"eval/video": wandb.Video(f"{video}-episode-0.mp4", format="mp4")}, step=step)
             bar.write(f"step {step}: evaluation {result.mean():.1f} +- {result.std():.1f}")
     save({"agent": agent.state_dict()}, folder / "model.pt")

@@ -379,7 +379,7 @@ def test_runs_go_on_with_their_own_copy_of_the_script(tmp_path, finished, monkey
     assert code == 0 and load(finished / "checkpoint.pt")["step"] == 80, err
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])  # the square of the last overflows
 def test_numbers_that_are_not_finite_stop_the_run(tmp_path, value):
     env_id = register(f"Pays{value}", odd=value, at=130)
     flags = f"--env-id {env_id} --total-timesteps 1000 --buffer-size 1000 --batch-size 64 --eval-frequency 0"
