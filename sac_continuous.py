@@ -217,7 +217,7 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
     """One environment with flat observations (O,) and actions (A,) in [-1, 1]; first episode to mp4 at path `video`."""
     warnings.filterwarnings("ignore", message=".*(is out of date|Overwriting existing videos)")  # v4 is meant
     try:
-        env = gym.make(env_id, render_mode="rgb_array" if video else None, disable_env_checker=True)
+        env = gym.make(env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {}))
         if video:
             env.reset()
             env.render()
@@ -227,13 +227,13 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
         lacks = "dm_control" in env_id and re.search("o module named|Namespace", str(error))
         hint = " (pip install shimmy dm-control)" if lacks else ""
         fail(f"--env-id {env_id}{' --capture-video' if video else ''}: {error}{hint}")
-    box, obs = env.action_space, env.observation_space
+    box = env.action_space
     if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite([box.low, box.high]).all()):
         fail(f"--env-id {env_id}: SAC needs continuous actions (a float Box) with finite bounds, this one has {box}")
     low, high = box.low, box.high  # the clip takes away what rounding adds at the bounds
     rescale = lambda action: np.clip(low + (action.reshape(box.shape) + 1) / 2 * (high - low), low, high)
     env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
-    return env if isinstance(obs, gym.spaces.Box) and len(obs.shape) == 1 else gym.wrappers.FlattenObservation(env)
+    return gym.wrappers.FlattenObservation(env)  # flat ones too: it copies, and some environments reuse their arrays
 
 
 def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.VectorEnv, np.ndarray]:

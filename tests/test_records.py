@@ -57,9 +57,11 @@ def all_steps(scalars):
     return {step for key in scalars for step in steps(scalars, key)}
 
 
-def frames(path):
+def shows_an_episode(path):
+    """Whether a video is as long as an episode and something moves in it, by more than what compression changes."""
     with VideoFileClip(str(path)) as clip:
-        return np.stack(list(clip.iter_frames()))
+        video = np.stack(list(clip.iter_frames())).astype(int)
+    return abs(len(video) - 200) <= 2 and abs(video - video[0]).max() > 100
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +167,7 @@ def test_folder_names(tmp_path, monkeypatch, recorded):
 def test_videos(recorded):
     paths = list(recorded[0].rglob("*.mp4"))
     assert len(paths) == 3 and all(any(str(step) in path.name for path in paths) for step in (200, 400, 600))
-    for path in paths:
-        video = frames(path)
-        assert len(video) > 1 and (video != video[0]).any()
+    assert all(shows_an_episode(path) for path in paths)
 
 
 def test_evaluation_of_a_run(tmp_path, recorded, monkeypatch):
@@ -181,7 +181,7 @@ def test_evaluation_of_a_run(tmp_path, recorded, monkeypatch):
     assert results[0].groups() != results[1].groups()
     new = {path for path in tmp_path.rglob("*.mp4") if path not in before}
     assert len(new) == 2 and [any(policy in path.name for path in new) for policy in ("determ", "stoch")] == [True] * 2
-    assert all((video != video[0]).any() for video in map(frames, new))
+    assert all(shows_an_episode(path) for path in new)
     assert all(path.read_bytes() == data for path, data in before.items())
     assert only_run(tmp_path) == folder
 
