@@ -25,9 +25,9 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "sac_continuous.py"
 RESULTS = ROOT / "benchmark" / "results"
 RUNS = {  # environment: seeds and flags; one thread each, so that two runs share two cores without waiting
-    "HalfCheetah-v4": (3, ["--total-timesteps", "100000", "--compile"]),
-    "Hopper-v4": (3, ["--total-timesteps", "100000", "--compile"]),
-    "Pendulum-v1": (5, ["--total-timesteps", "10000", "--learning-starts", "1000", "--eval-episodes", "100"]),
+    "HalfCheetah-v4": (3, "--total-timesteps 100000 --compile".split()),
+    "Hopper-v4": (3, "--total-timesteps 100000 --compile".split()),
+    "Pendulum-v1": (5, "--total-timesteps 10000 --learning-starts 1000 --eval-frequency 2000 --eval-episodes 100".split()),
 }
 
 
@@ -100,7 +100,7 @@ def draw(rows: list[dict], reference: Path | None):
         end = max(int(row["step"]) for row in ours)
         theirs = [row | {"return_mean": row["return"]} for row in published if row["env_id"] == env_id]
         for curves, label, style in (
-            (theirs, "SBX, published", dict(color="0.7", linestyle="--")),
+            (theirs, "published", dict(color="0.7", linestyle="--")),
             (ours, "this script", dict(color="C0", marker=".")),
         ):
             seeds = sorted({row["seed"] for row in curves}, key=int)
