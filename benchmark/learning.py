@@ -27,7 +27,10 @@ RESULTS = ROOT / "benchmark" / "results"
 RUNS = {  # environment: seeds and flags; one thread each, so that two runs share two cores without waiting
     "HalfCheetah-v4": (3, "--total-timesteps 100000 --compile".split()),
     "Hopper-v4": (3, "--total-timesteps 100000 --compile".split()),
-    "Pendulum-v1": (5, "--total-timesteps 10000 --learning-starts 1000 --eval-frequency 2000 --eval-episodes 100".split()),
+    "Pendulum-v1": (
+        5,
+        "--total-timesteps 10000 --learning-starts 1000 --eval-frequency 2000 --eval-episodes 100".split(),
+    ),
 }
 
 
