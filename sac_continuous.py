@@ -228,10 +228,10 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
         hint = " (pip install shimmy dm-control)" if lacks else ""
         fail(f"--env-id {env_id}{' --capture-video' if video else ''}: {error}{hint}")
     box = env.action_space
-    if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite([box.low, box.high]).all()):
+    if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite(box.high - box.low).all()):
         fail(f"--env-id {env_id}: SAC needs continuous actions (a float Box) with finite bounds, this one has {box}")
     low, high = box.low, box.high  # the clip takes away what rounding adds at the bounds
-    rescale = lambda action: np.clip(low + (action.reshape(box.shape) + 1) / 2 * (high - low), low, high)
+    rescale = lambda a: np.clip(low + (a.reshape(box.shape) + 1) / 2 * (high - low), low, high).astype(box.dtype)
     env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
     return gym.wrappers.FlattenObservation(env)  # flat ones too: it copies, and some environments reuse their arrays
 
@@ -427,8 +427,8 @@ def main():
     axes, records = Figure(figsize=(8, 5), layout="constrained").subplots(), read_records(folder)
     for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
         axes.plot(*records[key], ".-", label=key)
+        axes.legend()
     axes.set(title=folder.name, xlabel="environment steps", ylabel="return of an episode")
-    axes.figure.legend(loc="outside lower center")
     axes.figure.savefig(folder / "learning_curve.png", dpi=120)
     print(f"done: {folder}")
 

@@ -352,6 +352,38 @@ def test_actions_cover_the_bounds_and_never_leave_them(name):
     assert env.unwrapped.action_space == box  # as it was
 
 
+class Narrow(gym.Env):
+    """Takes actions of one space and of no other."""
+
+    observation_space = Box(-1, 1, (1,))
+
+    def __init__(self, low, high, dtype):
+        self.action_space = Box(np.array([low], dtype), np.array([high], dtype), dtype=dtype)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_actions_have_the_type_that_the_environment_takes():
+    gym.register("Half-v0", entry_point=Narrow, kwargs=dict(low=-2, high=3, dtype=np.float16))
+    env = sac.make_env("Half-v0")
+    for action in np.linspace(-1, 1, 101, dtype=np.float32):
+        env.step(action[None])
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("dtype, bound", [(np.float32, 3e38), (np.float64, 1e308)])
+def test_bounds_too_wide_to_scale_are_refused(dtype, bound, capsys):
+    gym.register("Wide-v0", entry_point=Narrow, kwargs=dict(low=-bound, high=bound, dtype=dtype))
+    with pytest.raises(SystemExit, match="2"):
+        sac.make_env("Wide-v0")
+    assert "finite bounds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", BOUNDS)
 def test_replay_stores_actions_before_rescaling(train, name):
     seen = train(f"Counting-{name}-actions-v0", 60, num_envs=4, learning_starts=20)

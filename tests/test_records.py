@@ -311,7 +311,10 @@ def test_wandb_after_a_kill(tmp_path, offline):
     assert start(f"--resume {folder}").wait(timeout=240) == 0
 
     first, second = sorted(folder.rglob("run-*.wandb"))
-    kept, added, final = rows(wandb_records(first)), rows(finished_records(second)), tensorboard(folder)
+    first, second, final = wandb_records(first), finished_records(second), tensorboard(folder)
+    assert {record.run.run_id for record in first + second if record.HasField("run")} == {folder.name}  # one run
+    assert all(steps(final, key) == sorted(set(steps(final, key))) for key in final)
+    kept, added = rows(first), rows(second)
     logged = [step for step, _ in kept + added]
     assert kept and added and len(set(logged)) == len(logged)
     missing = all_steps(final) - set(logged)
