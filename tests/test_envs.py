@@ -371,6 +371,7 @@ class Narrow(gym.Env):
 def test_actions_have_the_type_that_the_environment_takes():
     gym.register("Half-v0", entry_point=Narrow, kwargs=dict(low=-2, high=3, dtype=np.float16))
     env = sac.make_env("Half-v0")
+    env.reset(seed=0)
     for action in np.linspace(-1, 1, 101, dtype=np.float32):
         env.step(action[None])
 
