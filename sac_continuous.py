@@ -279,8 +279,8 @@ def read_records(folder: Path) -> dict[str, np.ndarray]:
 
 
 def main():
-    args, cpu = tyro.cli(Args), torch.cpu.get_capabilities()
-    versions = f"{sys.version} {torch.__version__} {np.__version__} {gym.__version__} {cpu['cpu_name']}"
+    args, cpu, cuda = tyro.cli(Args), torch.cpu.get_capabilities(), torch.cuda.is_available()
+    versions = f"{sys.version} {torch.__version__} {np.__version__} {gym.__version__} {cpu['cpu_name']} {cuda}"
     state = {"step": 0, "best": math.nan, "versions": versions}
     if folder := args.resume or args.evaluate:
         mode = "--resume" if args.resume else "--evaluate"
@@ -294,9 +294,9 @@ def main():
         if changed & {"env_id", "buffer_size"}:
             fail(f"{mode} {folder}: --env-id {saved['env_id']} --buffer-size {saved['buffer_size']} must stay")
         if args.resume and (changed or versions != state["versions"]):
-            print("warning: not bit for bit the run begun, changed:", *changed or ["versions"], file=sys.stderr)
+            print("warning: not bit for bit the run begun, changed:", *sorted(changed) or ["versions"], file=sys.stderr)
 
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if args.cuda and cuda else "cpu")
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # renders without a screen
     env = make_env(args.env_id, Path("probe") if args.capture_video else None)
     obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
@@ -312,7 +312,7 @@ def main():
         *((a <= vars(args)[k] <= b, f"--{k.replace('_', '-')} must lie in [{a}, {b}]") for k, (a, b) in limits.items()),
         (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower it or raise that"),
         (args.num_envs <= args.buffer_size, "--num-envs must not exceed --buffer-size: lower it or raise that"),
-        (gigabytes <= free, f"--buffer-size needs {gigabytes:.1f} GB of memory, {free:.1f} GB are free: lower it"),
+        (args.evaluate or gigabytes <= free, f"--buffer-size takes {gigabytes:.1f} GB, {free:.1f} GB are free: lower it"),
         (not args.compile or shutil.which(os.environ.get("CXX", "g++")), "--compile needs a C++ compiler: install g++"),
         (not args.track or wandb, "--track needs wandb: pip install wandb"),
         (not (wandb and online) or wandb.login(prompt=False), "--track needs `wandb login`, or WANDB_MODE=offline"),
@@ -343,11 +343,13 @@ def main():
     folder = args.resume or Path("runs", re.sub(r"[^\w.-]+", "-", name))
     if args.resume:
         buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step
-        random.set_state(state["random"])
+        if len(state["random"]) == len(random.get_state()):  # not so on another kind of device
+            random.set_state(state["random"])
     else:
         folder.mkdir(parents=True)
         shutil.copy(__file__, folder)
-    (folder / "args.json").write_text(json.dumps(vars(args) | {"resume": None, "evaluate": None}, indent=2))
+    if not args.resume or changed:
+        (folder / "args.json").write_text(json.dumps(vars(args) | {"resume": None, "evaluate": None}, indent=2))
     if wandb:
         tracked = max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
         names = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=folder.name, id=folder.name)

@@ -232,8 +232,10 @@ def wandb_records(path):
             position += room
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
+        start, position = position + 7, position + 7 + length
+        if position > len(data):  # cut by a kill, or still being written
+            break
+        parts += data[start:position]
         if kind in (1, 4):  # the whole of a record, or its last part; 2 and 3 are the parts before
             records.append(Record.FromString(parts))
             parts = b""
@@ -272,13 +274,13 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def start(arguments, **streams):
+def launch(arguments, **streams):
     return subprocess.Popen([sys.executable, SCRIPT, *arguments.split()], **streams)
 
 
 def test_wandb_holds_what_tensorboard_holds(tmp_path, offline):
     arguments = flags(total_timesteps=400, exp_name="tracked") + " --track --capture-video"
-    assert start(arguments).wait(timeout=240) == 0
+    assert launch(arguments).wait(timeout=240) == 0
     folder = only_run(tmp_path)
     (path,) = folder.rglob("*.wandb")
     records, expected = finished_records(path), tensorboard(folder)
@@ -301,14 +303,14 @@ def test_wandb_after_a_kill(tmp_path, offline):
     """No step twice; of TensorBoard's steps none is missing but the last before the kill, lost in wandb's buffer."""
     arguments = flags(checkpoint_frequency=200, log_frequency=5, eval_frequency=300) + " --track --capture-video"
     with open("log.txt", "w") as file:
-        process = start(arguments, stdout=file, stderr=file)
+        process = launch(arguments, stdout=file, stderr=file)
         while "step 350," not in Path("log.txt").read_text() and process.poll() is None:
             time.sleep(0.01)
         process.kill()
     assert process.wait() == -signal.SIGKILL
     folder = only_run(tmp_path)
     before = all_steps(tensorboard(folder))
-    assert start(f"--resume {folder}").wait(timeout=240) == 0
+    assert launch(f"--resume {folder}").wait(timeout=240) == 0
 
     first, second = sorted(folder.rglob("run-*.wandb"))
     first, second, final = wandb_records(first), finished_records(second), tensorboard(folder)
