@@ -173,7 +173,7 @@ def test_log_prob_and_its_gradients_match_mpmath(mean, std, u):
     by_bias, by_noise = torch.autograd.grad(log_prob.sum(), [bias, noise])
 
     with mpmath.workdps(60):
-        point = [mpmath.mpf(x) for x in (*bias.tolist(), noise.item())]  # what float32 made of the three numbers
+        point = [mpmath.mpf(x) for x in (*bias.tolist(), noise.item())]  # as float32 has them
         assert action.item() == pytest.approx(float(mpmath.tanh(point[0] + mpmath.exp(point[1]) * point[2])), rel=1e-5)
         assert log_prob.item() == pytest.approx(float(density_of_tanh(*point)), rel=1e-6, abs=1e-5)
         slopes = [mpmath.diff(density_of_tanh, point, order) for order in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
