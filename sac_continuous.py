@@ -288,16 +288,18 @@ def main():
             saved = json.loads((folder / "args.json").read_text())
             args = tyro.cli(Args, default=Args(**saved))  # flags given anew win
             state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
+            another = versions != state["versions"]
         except Exception as error:  # a damaged file shows itself as almost anything
             fail(f"{mode} {folder} is missing or damaged, name another or start anew: {error}".splitlines()[0])
         changed = {key for key in saved if saved[key] != getattr(args, key)} - {"resume", "evaluate"}
         if changed & {"env_id", "buffer_size"}:
             fail(f"{mode} {folder}: --env-id {saved['env_id']} --buffer-size {saved['buffer_size']} must stay")
-        if args.resume and (changed or versions != state["versions"]):
+        if args.resume and (changed or another):
             print("warning: not bit for bit the run begun, changed:", *sorted(changed) or ["versions"], file=sys.stderr)
 
     device = torch.device("cuda" if args.cuda and cuda else "cpu")
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # renders without a screen
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = make_env(args.env_id, Path("probe") if args.capture_video else None)
     obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
     gigabytes = min(args.buffer_size, args.total_timesteps) * (2 * obs_dim + action_dim + 2) * 4e-9
@@ -364,7 +366,7 @@ def main():
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
     timer, envs = (step, time.time()), None
     resume = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, to continue: {resume}"))
+    signal.signal(signal.SIGINT, lambda *_: (bar.close(), sys.exit(f"stopped, to continue: {resume}")))
 
     def due(frequency: int) -> bool:
         return frequency > 0 and (step // frequency > (step - n_envs) // frequency or step >= args.total_timesteps)
@@ -425,6 +427,7 @@ def main():
             if wandb and video and step > tracked:
                 run.log({"eval/video": wandb.Video(f"{video}-episode-0.mp4", format="mp4")}, step=step)
             bar.write(f"step {step}: evaluation {result.mean():.1f} +- {result.std():.1f}")
+    bar.close()
     save({"agent": agent.state_dict()}, folder / "model.pt")
     axes, records = Figure(figsize=(8, 5), layout="constrained").subplots(), read_records(folder)
     for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
