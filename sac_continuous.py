@@ -304,8 +304,8 @@ def main():
     obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
     gigabytes = min(args.buffer_size, args.total_timesteps) * (2 * obs_dim + action_dim + 2) * 4e-9
     free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
-    wandb = importlib.import_module("wandb") if args.track and importlib.util.find_spec("wandb") else None
-    online = os.environ.get("WANDB_MODE", "online") == "online"
+    track, online = args.track and not args.evaluate, os.environ.get("WANDB_MODE", "online") == "online"
+    wandb = importlib.import_module("wandb") if track and importlib.util.find_spec("wandb") else None
     counts = "total_timesteps num_envs buffer_size batch_size eval_episodes checkpoint_frequency log_frequency threads"
     limits = dict.fromkeys(counts.split(), (1, math.inf)) | {"seed": (0, 2**63 - 1), "eval_frequency": (0, math.inf)}
     limits |= {"gamma": (0, 1), "tau": (1e-9, 1), "policy_lr": (1e-9, 1), "q_lr": (1e-9, 1)}
@@ -316,7 +316,7 @@ def main():
         (args.num_envs <= args.buffer_size, "--num-envs must not exceed --buffer-size: lower it or raise that"),
         (args.evaluate or gigabytes <= free, f"--buffer-size takes {gigabytes:.1f} GB, {free:.1f} are free: lower it"),
         (not args.compile or shutil.which(os.environ.get("CXX", "g++")), "--compile needs a C++ compiler: install g++"),
-        (not args.track or wandb, "--track needs wandb: pip install wandb"),
+        (not track or wandb, "--track needs wandb: pip install wandb"),
         (not (wandb and online) or wandb.login(prompt=False), "--track needs `wandb login`, or WANDB_MODE=offline"),
     ]:
         if not holds:

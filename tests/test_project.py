@@ -92,6 +92,14 @@ def test_the_readmes_commands_run_in_a_folder_with_the_script_alone(command, alo
         pytest.importorskip("dm_control")
     if "Bipedal" in command:
         pytest.importorskip("Box2D")
-    (run, *_) = alone.glob("runs/Pendulum*")
+    run = min(alone.glob("runs/Pendulum*"))  # the first one, which is not tracked
     output = execute(alone, f"{command} {RUNS[command]}".replace("FOLDER", run.name))
     assert "--env-id" in output if "--help" in command else "policy: return" in output or "done: runs/" in output
+
+
+def test_a_tracked_run_is_evaluated_without_a_login(alone):
+    tracked = max(alone.glob("runs/Pendulum*"))
+    if not (tracked / "wandb").exists():  # run alone, this test makes its own
+        execute(alone, f"WANDB_MODE=offline python sac_continuous.py --env-id Pendulum-v1 --track {SHORT}")
+        tracked = max(alone.glob("runs/Pendulum*"))
+    assert "policy: return" in execute(alone, f"python sac_continuous.py --evaluate {tracked}")
