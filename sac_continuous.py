@@ -34,7 +34,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-
 @dataclass
 class Args:
     env_id: str = "Hopper-v4"  # any Gymnasium environment with bounded Box actions (also "module:name")
@@ -60,10 +59,9 @@ class Args:
     wandb_entity: str | None = None  # team there
     exp_name: str = "sac_continuous"  # part of the run folder's name
     cuda: bool = True  # use a GPU when there is one
-    threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch; 1 when several runs share a machine
-    compile: bool = False  # compile the update: up to a minute of waiting, then faster
+    threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: compile the update in runs of 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
-
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
@@ -71,7 +69,6 @@ class Batch(NamedTuple):
     reward: torch.Tensor  # (B,)
     terminated: torch.Tensor  # (B,) 1.0 where the task itself ended; a time limit is 0.0 and still bootstraps
     next_obs: torch.Tensor  # (B, O) the true last observation where an episode ended, never the next one's first
-
 
 class ReplayBuffer:
     """Ring of the newest `capacity` transitions on `device`, one float32 row each, columns in the order of Batch."""
@@ -87,16 +84,18 @@ class ReplayBuffer:
     def add(self, obs, action, reward, terminated, next_obs):
         """Store N transitions: arrays (N, O), (N, A), (N,), (N,), (N, O)."""
         columns = (obs, action, reward[:, None], terminated[:, None], next_obs)
-        rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
-        self.rows[(self.count + torch.arange(len(rows))) % len(self.rows)] = rows.to(self.rows.device)
-        self.count += len(rows)
+        for row in torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32)):
+            self.rows[self.count % len(self.rows)] = row
+            self.count += 1
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """Draw transitions uniformly, with replacement."""
-        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
+    def sample(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """Places (B,) of transitions, drawn uniformly with replacement."""
+        return torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
+
+    def __getitem__(self, index: torch.Tensor) -> Batch:
+        """The transitions at the places `index` (B,)."""
         obs, action, reward, terminated, next_obs = self.rows[index].split(self.widths, dim=1)
         return Batch(obs, action, reward.squeeze(1), terminated.squeeze(1), next_obs)
-
 
 class Actor(nn.Module):
     """Policy over actions in (-1, 1)^A: tanh of a Gaussian with state-dependent mean and standard deviation."""
@@ -119,7 +118,6 @@ class Actor(nn.Module):
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
         return u.tanh(), (log_prob_u - log_slope).sum(-1)
 
-
 class Critics(nn.Module):
     """C independent Q-networks in one: each layer is a single batched product."""
 
@@ -136,8 +134,7 @@ class Critics(nn.Module):
         x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)
         x = F.relu(torch.baddbmm(self.biases[0], x, self.weights[0]))
         x = F.relu(torch.baddbmm(self.biases[1], x, self.weights[1]))
-        return torch.baddbmm(self.biases[2], x, self.weights[2]).squeeze(-1)
-
+        return (x * self.weights[2].mT).sum(-1) + self.biases[2].squeeze(-1)  # for one output faster than a product
 
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, arXiv 1412.6980). torch.optim's cannot be part of one compiled graph; this one can."""
@@ -159,7 +156,6 @@ class Adam(nn.Module):
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             p.sub_((mean / square.sqrt().div_(square_scale).add_(eps)).mul_(step_size))
 
-
 class SAC(nn.Module):
     """The agent: every tensor that learning changes; state_dict() is all of it, optimizers included."""
 
@@ -177,7 +173,6 @@ class SAC(nn.Module):
     def update(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """One step of all networks, with standard normal noise (2, B, A); returns 0-d tensors to log, on the device."""
         alpha = self.log_alpha.detach().exp()
-
         with torch.no_grad():
             next_action, next_log_prob = self.actor(batch.next_obs, noise[0])
             next_value = self.target_critics(batch.next_obs, next_action).amin(0) - alpha * next_log_prob
@@ -193,7 +188,6 @@ class SAC(nn.Module):
         entropy = -log_prob.detach().mean()
         alpha_loss = self.log_alpha * (entropy - self.target_entropy)  # (4)
         self.alpha_optimizer.minimize(alpha_loss)
-
         with torch.no_grad():
             for target, source in zip(self.target_critics.parameters(), self.critics.parameters()):
                 target.lerp_(source, self.tau)
@@ -206,12 +200,10 @@ class SAC(nn.Module):
         """Actions (N, A) in (-1, 1) for observations (N, O) and standard normal noise (N, A)."""
         return self.actor(torch.as_tensor(obs, dtype=torch.float32, device=noise.device), noise)[0].cpu().numpy()
 
-
 def fail(message: str):
     """End the program for a mistake of its user: one line, exit code 2."""
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
-
 
 def make_env(env_id: str, video: Path | None = None) -> gym.Env:
     """One environment with flat observations (O,) and actions (A,) in [-1, 1]; first episode to mp4 at path `video`."""
@@ -224,8 +216,7 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
             once = dict(episode_trigger=lambda episode: episode == 0, name_prefix=video.name, disable_logger=True)
             env = gym.wrappers.RecordVideo(env, str(video.parent), **once)
     except Exception as error:  # third parties raise what they like; Gymnasium's own errors suggest the right name
-        lacks = "dm_control" in env_id and re.search("o module named|Namespace", str(error))
-        hint = " (pip install shimmy dm-control)" if lacks else ""
+        hint = " (dm_control needs: pip install shimmy dm-control)" if "dm_control" in env_id else ""
         fail(f"--env-id {env_id}{' --capture-video' if video else ''}: {error}{hint}")
     box = env.action_space
     if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite(box.high - box.low).all()):
@@ -235,13 +226,11 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
     env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
     return gym.wrappers.FlattenObservation(env)  # flat ones too: it copies, and some environments reuse their arrays
 
-
 def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.VectorEnv, np.ndarray]:
     """Environments stepped together and their first observations (N, O), each with its own seed drawn from `seed`."""
     # Gymnasium's default autoreset spends a step on the reset, with the action ignored: a transition that never was
     envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     return envs, envs.reset(seed=np.random.SeedSequence(seed).generate_state(len(makers)).tolist())[0]
-
 
 def evaluate(agent: SAC, args: Args, step: int, stochastic: bool = False, video: Path | None = None) -> np.ndarray:
     """Returns (E,) of one episode in each of E = --eval-episodes new environments; touches nothing that trains."""
@@ -255,7 +244,6 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic: bool = False, video:
         returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
     envs.close()
     return returns
-
 
 def save(state: dict, path: Path):
     """Write to a temporary name, flush to disk, then rename: at every instant one whole file stands at `path`."""
@@ -271,12 +259,10 @@ def save(state: dict, path: Path):
     finally:
         temporary.unlink(missing_ok=True)
 
-
 def read_records(folder: Path) -> dict[str, np.ndarray]:
     """Scalars of a run by key, from its TensorBoard files, resumes accounted for: arrays of steps and values (2, n)."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {key: np.array([(e.step, e.value) for e in events.Scalars(key)]).T for key in events.Tags()["scalars"]}
-
 
 def main():
     args, cpu, cuda = tyro.cli(Args), torch.cpu.get_capabilities(), torch.cuda.is_available()
@@ -307,15 +293,13 @@ def main():
     track, online = args.track and not args.evaluate, os.environ.get("WANDB_MODE", "online") == "online"
     wandb = importlib.import_module("wandb") if track and importlib.util.find_spec("wandb") else None
     counts = "total_timesteps num_envs buffer_size batch_size eval_episodes checkpoint_frequency log_frequency threads"
-    limits = dict.fromkeys(counts.split(), (1, math.inf)) | {"seed": (0, 2**63 - 1), "eval_frequency": (0, math.inf)}
-    limits |= {"gamma": (0, 1), "tau": (1e-9, 1), "policy_lr": (1e-9, 1), "q_lr": (1e-9, 1)}
-    limits |= {"learning_starts": (0, args.total_timesteps - 1)}
+    limits = dict.fromkeys(counts.split(), (1, math.inf)) | dict.fromkeys(["tau", "policy_lr", "q_lr"], (1e-9, 1))
+    limits |= {"gamma": (0, 1), "seed": (0, 2**63 - 1), "eval_frequency": (0, math.inf)}
+    limits |= {"batch_size": (1, args.buffer_size), "num_envs": (1, args.buffer_size)}
+    limits |= {"learning_starts": (args.num_envs, args.total_timesteps - 1)}  # an update needs a transition
     for holds, message in [
         *((a <= vars(args)[k] <= b, f"--{k.replace('_', '-')} must lie in [{a}, {b}]") for k, (a, b) in limits.items()),
-        (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower it or raise that"),
-        (args.num_envs <= args.buffer_size, "--num-envs must not exceed --buffer-size: lower it or raise that"),
         (args.evaluate or gigabytes <= free, f"--buffer-size takes {gigabytes:.1f} GB, {free:.1f} are free: lower it"),
-        (not args.compile or shutil.which(os.environ.get("CXX", "g++")), "--compile needs a C++ compiler: install g++"),
         (not track or wandb, "--track needs wandb: pip install wandb"),
         (not (wandb and online) or wandb.login(prompt=False), "--track needs `wandb login`, or WANDB_MODE=offline"),
     ]:
@@ -339,6 +323,16 @@ def main():
             print(f"{name} policy: return {returns.mean():.2f} +- {returns.std():.2f} over {len(returns)} episodes")
         return
 
+    print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
+    compiled = args.compile == "on" or args.compile == "auto" and args.total_timesteps >= 50_000
+    if compiled:
+        print("compiling the update, for up to a minute", flush=True)
+        try:
+            torch.compile(lambda x: x + 1)(torch.ones(64, device=device))
+        except Exception:  # no compiler, no Python headers, no Triton: each has its own way to say so
+            compiled = False
+            print("no C++ compiler that works: the update runs uncompiled, which is slower", flush=True)
+    args.compile = "on" if compiled else "off"  # resumed, a run goes on as it began, whatever its new length
     buffer = ReplayBuffer(min(args.buffer_size, max(args.total_timesteps, step) + n_envs), obs_dim, action_dim, device)
     random = torch.Generator(device).manual_seed(args.seed)  # of everything random but the environments
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}"
@@ -358,13 +352,16 @@ def main():
         run = wandb.init(**names, resume="allow", dir=folder.resolve(), config=vars(args))
         run.save(folder / Path(__file__).name, base_path=folder, policy="now")
     writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
-    print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
-    if args.compile:
-        print("compiling the update, for up to a minute")
+    learn, act = lambda index, noise: agent.update(buffer[index], noise), agent.act
+    if compiled:
+        torch._dynamo.reset()  # with guards skipped, the graph of another run in this process would pass for ours
         torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
-    update = torch.compile(agent.update, fullgraph=True) if args.compile else agent.update
+        torch._dynamo.mark_static_address(buffer.rows)  # CUDA graphs read it where it lies
+        options = {"triton.cudagraphs" if device.type == "cuda" else "cpp_wrapper": True}  # what it costs to call them
+        options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # nothing it would look at changes here
+        learn, act = (torch.compile(function, fullgraph=True, options=options) for function in (learn, act))
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-    timer, envs = (step, time.time()), None
+    timer, envs, looked, waits = (step, time.time()), None, time.time(), math.inf
     resume = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
     signal.signal(signal.SIGINT, lambda *_: (bar.close(), sys.exit(f"stopped, to continue: {resume}")))
 
@@ -378,6 +375,10 @@ def main():
         if wandb and step > tracked:
             run.log(scalars, step=step)
 
+    def use(threads: int):
+        torch.set_num_threads(threads)  # how many changes no bits
+        torch._dynamo.reset()  # but graphs are made for one number
+
     while True:
         if envs is None or due(args.checkpoint_frequency):
             if envs is not None or not args.resume:
@@ -389,11 +390,23 @@ def main():
             # environments cannot be saved: every run, resumed or not, makes them anew at its checkpoints
             envs, obs = make_vector_env([lambda: make_env(args.env_id)] * n_envs, (args.seed, step, 0))
             returns, lengths = np.zeros((2, n_envs))
+            if torch.get_num_threads() != args.threads:
+                use(args.threads)
 
         if step < args.learning_starts:
             action = (torch.rand((n_envs, action_dim), generator=random, device=device) * 2 - 1).cpu().numpy()
         else:
-            action = agent.act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
+            action = act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
+        for _ in range(min(n_envs, step + n_envs - args.learning_starts)):  # as many updates as steps
+            noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
+            losses = learn(buffer.sample(args.batch_size, random), noise)  # a GPU does it while the environments step
+        if torch.get_num_threads() > 1 and time.time() > looked + 1:  # threads wait for each other:
+            # where other processes take a core, two are up to a hundred times slower than one
+            waited, seconds, looked = waits, time.time() - looked, time.time()
+            waits = psutil.Process().num_ctx_switches().involuntary
+            if waits - waited > 50 * seconds:
+                bar.write("other processes want the cores: one thread until the next checkpoint")
+                use(1)
         next_obs, reward, terminated, truncated, infos = envs.step(action)
         done, true_next_obs = terminated | truncated, next_obs.copy()
         step, returns, lengths = step + n_envs, returns + reward, lengths + 1
@@ -404,10 +417,6 @@ def main():
             returns[done] = lengths[done] = 0
         buffer.add(obs, action, reward, terminated, true_next_obs)
         obs = next_obs
-        for _ in range(min(n_envs, step - args.learning_starts)):  # as many updates as steps
-            noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
-            losses = update(buffer.sample(args.batch_size, random), noise)
-
         bar.update(n_envs)
         if due(args.log_frequency) or due(args.checkpoint_frequency):
             replay = {"replay": buffer.rows[: len(buffer)].sum()} if due(args.checkpoint_frequency) else {}
@@ -418,8 +427,8 @@ def main():
             record({name: value.item() for name, value in losses.items()} | {"charts/SPS": speed})
             bar.set_postfix_str(news := f"return {last:.1f}, best {best:.1f}")
             if bar.disable:
-                left = (args.total_timesteps - step) / speed / 60
-                print(f"step {step}, {speed:.0f} steps/s, {left:.0f} minutes left, {news}", flush=True)
+                minutes = (args.total_timesteps - step) / speed / 60
+                print(f"step {step}, {speed:.0f} steps/s, {minutes:.0f} minutes left, {news}", flush=True)
         if due(args.eval_frequency):
             video = folder / "videos" / f"step-{step}" if args.capture_video else None
             result = evaluate(agent, args, step, video=video)
@@ -436,7 +445,6 @@ def main():
     axes.set(title=folder.name, xlabel="environment steps", ylabel="return of an episode")
     axes.figure.savefig(folder / "learning_curve.png", dpi=120)
     print(f"done: {folder}")
-
 
 if __name__ == "__main__":
     main()

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "sac_continuous.py"
 RESULTS = ROOT / "benchmark" / "results"
 RUNS = {  # environment: seeds and flags; one thread each, so that two runs share two cores without waiting
-    "HalfCheetah-v4": (3, "--total-timesteps 100000 --compile".split()),
-    "Hopper-v4": (3, "--total-timesteps 100000 --compile".split()),
+    "HalfCheetah-v4": (3, "--total-timesteps 100000".split()),
+    "Hopper-v4": (3, "--total-timesteps 100000".split()),
     "Pendulum-v1": (
         5,
         "--total-timesteps 10000 --learning-starts 1000 --eval-frequency 2000 --eval-episodes 100".split(),

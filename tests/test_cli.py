@@ -220,7 +220,7 @@ IMPOSSIBLE = {
     "--tau": "0 -0.1 1.5 nan inf",
     "--policy-lr": "0 -1 nan inf",
     "--q-lr": "0 -1 nan inf",
-    "--learning-starts": "-1 60 61",  # of 60 steps in all
+    "--learning-starts": "-1 0 60 61",  # of 60 steps in all
     "--eval-frequency": "-1",
     "--eval-episodes": "0 -1",
     "--checkpoint-frequency": "0 -1",
@@ -243,7 +243,7 @@ def test_flags_that_cannot_be_read(tmp_path, flags):
 
 
 def test_numbers_at_the_limit_work(tmp_path):
-    flags = "--gamma 1 --tau 1 --learning-starts 0 --eval-frequency 0 --buffer-size 8 --num-envs 8 --seed 0"
+    flags = "--gamma 1 --tau 1 --learning-starts 8 --eval-frequency 0 --buffer-size 8 --num-envs 8 --seed 0"
     assert run(tmp_path, f"{SMALL} {flags}").code == 0
 
 

@@ -249,7 +249,7 @@ def test_rows_are_float32_whatever_comes_in(dtype):
     numbers = np.random.default_rng(0).uniform(0, 99, (2, 6)).astype(dtype)
     obs, action, reward, next_obs = np.split(numbers, [2, 3, 4], axis=1)
     buffer.add(obs, action, reward[:, 0], np.array([True, False]), next_obs)
-    batch = buffer.sample(6, torch.Generator().manual_seed(0))
+    batch = buffer[buffer.sample(6, torch.Generator().manual_seed(0))]
     assert {column.dtype for column in (buffer.rows, *batch)} == {torch.float32}
     expected = np.hstack([obs, action, reward, [[1], [0]], next_obs]).astype(np.float32)
     np.testing.assert_array_equal(buffer.rows[:2].numpy(), expected)
@@ -262,7 +262,7 @@ def test_samples_are_uniform_over_the_filled_rows(added):
     shapes, scales = [(1, 2), (1, 3), (1,), (1,), (1, 2)], [1 / 3, -1, 1, 2, 1 / 7]
     for i in range(added):
         buffer.add(*(np.full(shape, scale * i) for shape, scale in zip(shapes, scales)))
-    batch = buffer.sample(400 * len(buffer), torch.Generator().manual_seed(0))
+    batch = buffer[buffer.sample(400 * len(buffer), torch.Generator().manual_seed(0))]
     for column, shape, scale in zip(batch, shapes, scales):  # what was stored together is drawn together
         assert column.shape == (400 * len(buffer), *shape[1:])
         numbers = column.numpy().T / scale
@@ -278,22 +278,22 @@ def test_samples_follow_their_generator_alone():
     column = np.arange(1000.0)
     buffer.add(column[:, None], column[:, None], column, column, column[:, None])
     generator, again = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    first, second = buffer.sample(50, generator).reward, buffer.sample(50, generator).reward
+    first, second = (buffer[buffer.sample(50, generator)].reward for _ in range(2))
     assert not torch.equal(first, second)
     torch.manual_seed(7)  # the global generator plays no part
-    assert torch.equal(first, buffer.sample(50, again).reward)
+    assert torch.equal(first, buffer[buffer.sample(50, again)].reward)
 
 
 # Counts and logs
 
 
 @pytest.mark.parametrize("checkpoint_frequency", [1000, 7])
-@pytest.mark.parametrize("n_envs, learning_starts", [(1, 0), (1, 30), (3, 30), (3, 31), (4, 0), (4, 30)])
+@pytest.mark.parametrize("n_envs, learning_starts", [(1, 1), (1, 30), (3, 30), (3, 31), (4, 4), (4, 30)])
 def test_one_update_per_step_after_learning_starts(train, n_envs, learning_starts, checkpoint_frequency):
     flags = dict(learning_starts=learning_starts, checkpoint_frequency=checkpoint_frequency)
     seen = train("Counting-mixed-v0", 50, num_envs=n_envs, **flags)
-    steps = range(n_envs, len(MADE) + 1, n_envs)
-    moments = [step for step in steps for _ in range(max(0, min(n_envs, step - learning_starts)))]
+    steps = range(0, len(MADE), n_envs)  # updates come before the environments' step, and learn from what was stored
+    moments = [step for step in steps for _ in range(max(0, min(n_envs, step + n_envs - learning_starts)))]
     assert 50 <= len(MADE) < 50 + n_envs
     assert [u.made for u in seen.updates] == moments and len(moments) == len(MADE) - learning_starts
 

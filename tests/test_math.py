@@ -393,7 +393,7 @@ def test_shapes():
     buffer = sac.ReplayBuffer(10, OBS, ACTION)
     ones = np.ones((3, max(OBS, ACTION)))
     buffer.add(ones[:, :OBS], ones[:, :ACTION], ones[:, 0], ones[:, 0] > 0, ones[:, :OBS])
-    batch = buffer.sample(ROWS, torch.Generator())
+    batch = buffer[buffer.sample(ROWS, torch.Generator())]
     assert [tuple(x.shape) for x in batch] == [(ROWS, OBS), (ROWS, ACTION), (ROWS,), (ROWS,), (ROWS, OBS)]
     action, log_prob = actor(batch.obs, torch.zeros(ROWS, ACTION))
     assert action.shape == (ROWS, ACTION) and log_prob.shape == (ROWS,)
