@@ -216,8 +216,9 @@ def make_env(env_id: str, video: Path | None = None) -> gym.Env:
             once = dict(episode_trigger=lambda episode: episode == 0, name_prefix=video.name, disable_logger=True)
             env = gym.wrappers.RecordVideo(env, str(video.parent), **once)
     except Exception as error:  # third parties raise what they like; Gymnasium's own errors suggest the right name
-        hint = " (dm_control needs: pip install shimmy dm-control)" if "dm_control" in env_id else ""
-        fail(f"--env-id {env_id}{' --capture-video' if video else ''}: {error}{hint}")
+        lacks = "dm_control" in env_id and re.search("o module named|Namespace", str(error))
+        error = f"{error} (pip install shimmy dm-control)" if lacks else error
+        fail(f"--env-id {env_id}{' --capture-video' if video else ''}: {error}")
     box = env.action_space
     if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite(box.high - box.low).all()):
         fail(f"--env-id {env_id}: SAC needs continuous actions (a float Box) with finite bounds, this one has {box}")
@@ -292,13 +293,14 @@ def main():
     free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
     track, online = args.track and not args.evaluate, os.environ.get("WANDB_MODE", "online") == "online"
     wandb = importlib.import_module("wandb") if track and importlib.util.find_spec("wandb") else None
-    counts = "total_timesteps num_envs buffer_size batch_size eval_episodes checkpoint_frequency log_frequency threads"
+    counts = "total_timesteps learning_starts buffer_size num_envs batch_size eval_episodes log_frequency threads"
     limits = dict.fromkeys(counts.split(), (1, math.inf)) | dict.fromkeys(["tau", "policy_lr", "q_lr"], (1e-9, 1))
-    limits |= {"gamma": (0, 1), "seed": (0, 2**63 - 1), "eval_frequency": (0, math.inf)}
-    limits |= {"batch_size": (1, args.buffer_size), "num_envs": (1, args.buffer_size)}
-    limits |= {"learning_starts": (args.num_envs, args.total_timesteps - 1)}  # an update needs a transition
+    limits |= dict(gamma=(0, 1), seed=(0, 2**63 - 1), checkpoint_frequency=(1, math.inf), eval_frequency=(0, math.inf))
+    limits["learning_starts"] = (1, args.total_timesteps - 1)
+    limits["num_envs"] = (1, min(args.learning_starts, args.buffer_size))  # the first update needs transitions
     for holds, message in [
         *((a <= vars(args)[k] <= b, f"--{k.replace('_', '-')} must lie in [{a}, {b}]") for k, (a, b) in limits.items()),
+        (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower it or raise that"),
         (args.evaluate or gigabytes <= free, f"--buffer-size takes {gigabytes:.1f} GB, {free:.1f} are free: lower it"),
         (not track or wandb, "--track needs wandb: pip install wandb"),
         (not (wandb and online) or wandb.login(prompt=False), "--track needs `wandb login`, or WANDB_MODE=offline"),
@@ -400,11 +402,9 @@ def main():
         for _ in range(min(n_envs, step + n_envs - args.learning_starts)):  # as many updates as steps
             noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
             losses = learn(buffer.sample(args.batch_size, random), noise)  # a GPU does it while the environments step
-        if torch.get_num_threads() > 1 and time.time() > looked + 1:  # threads wait for each other:
-            # where other processes take a core, two are up to a hundred times slower than one
-            waited, seconds, looked = waits, time.time() - looked, time.time()
-            waits = psutil.Process().num_ctx_switches().involuntary
-            if waits - waited > 50 * seconds:
+        if torch.get_num_threads() > 1 and time.time() > looked + 1:  # 100 times slower than one if others work
+            seconds, looked, waited = time.time() - looked, time.time(), waits
+            if (waits := psutil.Process().num_ctx_switches().involuntary) - waited > 50 * seconds:
                 bar.write("other processes want the cores: one thread until the next checkpoint")
                 use(1)
         next_obs, reward, terminated, truncated, infos = envs.step(action)

@@ -49,6 +49,5 @@ else:
     torch.set_num_threads(int(threads))  # SBX computes with XLA, which takes as many threads as it may use cores
     algorithm = __import__(library).SAC
     # their defaults are batch 256, two hidden layers of 256 and one update per step; said here all the same
-    network = {"net_arch": [256, 256]}
-    model = algorithm("MlpPolicy", env_id, batch_size=256, train_freq=1, gradient_steps=1, policy_kwargs=network, seed=1)
-    model.learn(total_timesteps=10**9)
+    sizes = dict(batch_size=256, train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [256, 256]})
+    algorithm("MlpPolicy", env_id, seed=1, **sizes).learn(total_timesteps=10**9)

@@ -255,11 +255,16 @@ def test_buffers_larger_than_memory(tmp_path, monkeypatch, flags, available):
 
 
 @pytest.mark.parametrize("name, value", [("CXX", "/no/such/compiler"), ("PATH", "/no/such/folder")])
-def test_compile_without_a_compiler(tmp_path, monkeypatch, name, value):
+@pytest.mark.parametrize("flags", ["--compile on", "--total-timesteps 50000 --learning-starts 49990"])
+def test_without_a_compiler_the_update_runs_uncompiled(tmp_path, monkeypatch, name, value, flags):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv(name, value)
-    line = refusal(tmp_path, f"{SMALL} --compile")
-    assert "--compile" in line and "compiler" in line
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # else what another test compiled would do
+    command = [sys.executable, SCRIPT, *f"{SMALL} --eval-frequency 0 --checkpoint-frequency 50000 {flags}".split()]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len([line for line in result.stdout.splitlines() if "no C++ compiler" in line]) == 1
+    assert json.loads((only_run(tmp_path) / "args.json").read_text())["compile"] == "off"
 
 
 def test_video_of_what_cannot_be_rendered(tmp_path):
@@ -335,7 +340,7 @@ def test_help_has_text_for_every_flag(tmp_path, monkeypatch):
 
 def test_the_plan_stands_in_one_line_at_the_start(tmp_path):
     env_id = register("Exits", odd=lambda: sys.exit(0), at=1)
-    flags = f"--env-id {env_id} --total-timesteps 10000000 --buffer-size 10000000 --learning-starts 1000"
+    flags = f"--env-id {env_id} --total-timesteps 10000000 --buffer-size 10000000 --learning-starts 1000 --compile off"
     code, out, err = run(tmp_path, f"{SMALL} {flags}")
     (line,) = out.splitlines()
     assert code == 0 and env_id in line

@@ -19,7 +19,7 @@ SHORT = "--total-timesteps 60 --learning-starts 40 --batch-size 8 --eval-frequen
 RUNS = {
     "python sac_continuous.py --help": "",
     "python sac_continuous.py --env-id Pendulum-v1 --total-timesteps 10000": SHORT,
-    "python sac_continuous.py --env-id HalfCheetah-v4 --seed 2 --compile": SHORT + " --no-compile",
+    "python sac_continuous.py --env-id HalfCheetah-v4 --seed 2": SHORT,
     "python sac_continuous.py --env-id shimmy:dm_control/cartpole-swingup-v0": SHORT,
     "python sac_continuous.py --env-id BipedalWalker-v3 --num-envs 4 --capture-video": SHORT,
     "WANDB_MODE=offline python sac_continuous.py --env-id Pendulum-v1 --track": SHORT,

@@ -1,11 +1,13 @@
 """Every combination of compile, num-envs, track and video makes real updates; compiled and eager updates agree."""
 
-import functools
 import itertools
+import json
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -38,8 +40,10 @@ def test_all_flags_together_make_real_updates(compiled, num_envs, track, video, 
         pytest.skip("no C++ compiler")
     if compiled and (num_envs, track, video) not in [(1, False, False), (3, True, True)]:
         # two cases go through the C++ compiler; in the others the same whole graph is traced and then run as it is
-        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    flags = [f"--num-envs={num_envs}", *["--compile"] * compiled, *["--track"] * track, *["--capture-video"] * video]
+        compile = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, fullgraph=True, backend="eager"))
+    flags = [f"--num-envs={num_envs}", f"--compile={'on' if compiled else 'off'}"]
+    flags += ["--track"] * track + ["--capture-video"] * video
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -67,8 +71,8 @@ def a_batch(generator, batch_size=256):
 
 
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
-def test_compiled_update_equals_the_eager_one(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+@torch._dynamo.config.patch(trace_autograd_ops=True)
+def test_compiled_update_equals_the_eager_one():
     eager, compiled = initial_agent(), initial_agent()
     update = torch.compile(compiled.update, fullgraph=True)
     generator = torch.Generator().manual_seed(0)
@@ -83,6 +87,101 @@ def test_compiled_update_equals_the_eager_one(monkeypatch):
                     torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-7)
     for (name, a), b in zip(eager.named_parameters(), compiled.parameters()):
         torch.testing.assert_close(b, a, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def weights(agent):
+    return torch.cat([parameter.detach().flatten() for parameter in agent.parameters()])
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+@torch._dynamo.config.patch(trace_autograd_ops=True)
+def test_a_thousand_compiled_updates_stay_within_the_growth_of_rounding():
+    """What starts as rounding grows, chaotically; so it is held against what a change of one part in 10^7 grows to."""
+    eager, compiled, shaken = (initial_agent() for _ in range(3))
+    with torch.no_grad():
+        for parameter in shaken.parameters():
+            parameter.mul_(1 + 1e-7)
+    update = torch.compile(compiled.update, fullgraph=True, options={"cpp_wrapper": True})
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1000):
+        batch, noise = a_batch(generator), torch.randn((2, 256, 1), generator=generator)
+        losses = [function(batch, noise) for function in (eager.update, update, shaken.update)]
+    compiled_off, shaken_off = (weights(compiled) - weights(eager)).norm(), (weights(shaken) - weights(eager)).norm()
+    assert compiled_off < 2 * shaken_off
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(losses[1][name], loss, rtol=0.01, atol=0.01, msg=name)
+
+
+def train(folder, monkeypatch, *flags):
+    """One run in `folder`; returns its final agent's state and its arguments."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["sac_continuous.py", *FLAGS.split(), *flags])
+    sac.main()
+    (run,) = folder.glob("runs/*")
+    agent = torch.load(run / "model.pt", weights_only=True)["agent"]
+    return agent, json.loads((run / "args.json").read_text()), run
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_the_number_of_threads_changes_no_bits(compile, tmp_path, monkeypatch):
+    flags = ["--env-id=Hopper-v4", "--batch-size=256", f"--compile={compile}"]
+    one, two = (train(tmp_path / n, monkeypatch, *flags, f"--threads={n}")[0] for n in "12")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+class Crowded(psutil.Process):
+    """A process that the system interrupts more often at each look."""
+
+    looks = 0
+
+    def num_ctx_switches(self):
+        Crowded.looks += 1
+        return SimpleNamespace(voluntary=0, involuntary=10**6 * Crowded.looks)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_threads_give_way_to_other_processes_until_the_next_checkpoint(crowded, tmp_path, monkeypatch, capsys):
+    clock = itertools.count()
+    monkeypatch.setattr(sac.time, "time", lambda: float(next(clock)))  # a look at each step
+    quiet = SimpleNamespace(num_ctx_switches=lambda: SimpleNamespace(voluntary=0, involuntary=0))
+    monkeypatch.setattr(psutil, "Process", Crowded if crowded else lambda: quiet)
+    seen, update = [], sac.SAC.update
+    monkeypatch.setattr(sac.SAC, "update", lambda *a: (seen.append(torch.get_num_threads()), update(*a))[1])
+    flags = ["--checkpoint-frequency=50", "--learning-starts=20", "--eval-frequency=0", "--compile=off"]
+    agent, *_ = train(tmp_path / "a", monkeypatch, *flags, "--threads=2")
+    assert capsys.readouterr().out.count("one thread until the next checkpoint") == 2 * crowded
+    if not crowded:
+        assert seen == [2] * 40
+        return
+    assert seen == [1] * 30 + [2] + [1] * 9
+    monkeypatch.undo()
+    alone, *_ = train(tmp_path / "b", monkeypatch, *flags, "--threads=1")
+    assert all(torch.equal(agent[name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize(
+    "flags, compiles",
+    [
+        ([], False),
+        (["--total-timesteps=49999", "--learning-starts=49998"], False),
+        (["--total-timesteps=50000", "--learning-starts=49999"], True),
+        (["--total-timesteps=50000", "--learning-starts=49999", "--compile=off"], False),
+        (["--compile=on"], True),
+    ],
+)
+def test_long_runs_compile_and_resumed_ones_go_on_as_they_began(flags, compiles, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: made.append(function) or function)
+    flags = [*flags, "--eval-frequency=0", "--checkpoint-frequency=100000", "--log-frequency=100000"]
+    _, args, run = train(tmp_path / "run", monkeypatch, *flags)
+    assert len(made) == 3 * compiles  # a trial of the compiler, learn, act
+    assert args["compile"] == ("on" if compiles else "off")
+    made.clear()
+    longer = [f"--total-timesteps={50_000 if args['total_timesteps'] < 50_000 else 50_001}"]
+    monkeypatch.setattr(sys, "argv", ["sac_continuous.py", f"--resume={run}", *longer, "--learning-starts=49999"])
+    sac.main()
+    assert len(made) == 3 * compiles
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
