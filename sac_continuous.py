@@ -60,7 +60,7 @@ class Args:
     exp_name: str = "sac_continuous"  # part of the run folder's name
     cuda: bool = True  # use a GPU when there is one
     threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: compile the update in runs of 50,000 steps or more
+    compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
 
 class Batch(NamedTuple):
@@ -326,7 +326,7 @@ def main():
         return
 
     print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
-    compiled = args.compile == "on" or args.compile == "auto" and args.total_timesteps >= 50_000
+    compiled = args.compile == "on" or args.compile == "auto" and device.type == "cpu" and args.total_timesteps >= 50_000
     if compiled:
         print("compiling the update, for up to a minute", flush=True)
         try:

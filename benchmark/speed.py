@@ -48,6 +48,8 @@ VARIANTS = {
     "Stable-Baselines3": ["stable_baselines3"],
     "environment alone": ["env"],
 }
+if torch.cuda.is_available():
+    VARIANTS |= {f"GPU, {name}": [*VARIANTS[name], "--cuda"] for name in ("compiled", "eager")}
 FLAGS = ["--learning-starts", "100", "--eval-frequency", "0", "--total-timesteps", "100000000"]
 
 
@@ -95,7 +97,7 @@ class Trainer:
             cwd=folder,
             stdout=open(self.log, "w"),
             stderr=subprocess.STDOUT,
-            env=os.environ | (environ or {}),
+            env=os.environ | ({} if "--cuda" in flags else {"CUDA_VISIBLE_DEVICES": ""}) | (environ or {}),
             start_new_session=True,
         )
         self.count = np.memmap(folder / "count", np.int64, "r")

@@ -6,6 +6,7 @@ through the writing of a checkpoint, or just before its renaming.
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 
@@ -106,12 +107,16 @@ def run_through(folder, env, extra=""):
     return result(folder)
 
 
-@pytest.mark.parametrize("num_envs", [1, 4])
-@pytest.mark.parametrize("env", ["Pendulum-v1", "Hopper-v4", "BipedalWalker-v3"])
-def test_killed_and_resumed_is_never_killed(tmp_path, env, num_envs):
+CASES = [(env, n, "off") for env in ("Pendulum-v1", "Hopper-v4", "BipedalWalker-v3") for n in (1, 4)]
+
+
+@pytest.mark.parametrize("env, num_envs, compile", [*CASES, ("Hopper-v4", 2, "on")])
+def test_killed_and_resumed_is_never_killed(tmp_path, env, num_envs, compile):
     if env == "BipedalWalker-v3":
         pytest.importorskip("Box2D")
-    extra = f"--num-envs {num_envs}"
+    if compile == "on" and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("no C++ compiler")
+    extra = f"--num-envs {num_envs} --compile {compile}"
     whole = run_through(tmp_path / "whole", env, extra)
     if env == "Hopper-v4":  # the others' episodes are longer than the time between checkpoints
         assert whole[1]["charts/episodic_return"].size > 0
