@@ -326,7 +326,7 @@ def main():
         return
 
     print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
-    compiled = args.compile == "on" or args.compile == "auto" and device.type == "cpu" and args.total_timesteps >= 50_000
+    compiled = args.compile == "on" or args.compile == "auto" and device.type == "cpu" and args.total_timesteps >= 50000
     if compiled:
         print("compiling the update, for up to a minute", flush=True)
         try:
