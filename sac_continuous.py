@@ -26,7 +26,7 @@ Shapes: B batch, N environments, C critics, O observation and A action dimension
 import ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import gymnasium as gym, numpy as np, psutil, torch, torch.nn as nn, torch.nn.functional as F, tyro
 from matplotlib.figure import Figure
@@ -62,6 +62,7 @@ class Args:
     threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
+    action_repeat: ClassVar[int] = 1  # environment steps per action; no flag here
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
@@ -205,23 +206,23 @@ def fail(message: str):
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
-def make_env(env_id: str, video: Path | None = None) -> gym.Env:
+def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment with flat observations (O,) and actions (A,) in [-1, 1]; first episode to mp4 at path `video`."""
     warnings.filterwarnings("ignore", message=".*(is out of date|Overwriting existing videos)")  # v4 is meant
     try:
-        env = gym.make(env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {}))
+        env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {}))
         if video:
             env.reset()
             env.render()
             once = dict(episode_trigger=lambda episode: episode == 0, name_prefix=video.name, disable_logger=True)
             env = gym.wrappers.RecordVideo(env, str(video.parent), **once)
     except Exception as error:  # third parties raise what they like; Gymnasium's own errors suggest the right name
-        lacks = "dm_control" in env_id and re.search("o module named|Namespace", str(error))
+        lacks = "dm_control" in args.env_id and re.search("o module named|Namespace", str(error))
         error = f"{error} (pip install shimmy dm-control)" if lacks else error
-        fail(f"--env-id {env_id}{' --capture-video' if video else ''}: {error}")
+        fail(f"--env-id {args.env_id}{' --capture-video' if video else ''}: {error}")
     box = env.action_space
     if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite(box.high - box.low).all()):
-        fail(f"--env-id {env_id}: SAC needs continuous actions (a float Box) with finite bounds, this one has {box}")
+        fail(f"--env-id {args.env_id}: SAC needs continuous actions (a float Box) with finite bounds, not {box}")
     low, high = box.low, box.high  # the clip takes away what rounding adds at the bounds
     rescale = lambda a: np.clip(low + (a.reshape(box.shape) + 1) / 2 * (high - low), low, high).astype(box.dtype)
     env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
@@ -235,7 +236,7 @@ def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.Vec
 
 def evaluate(agent: SAC, args: Args, step: int, stochastic: bool = False, video: Path | None = None) -> np.ndarray:
     """Returns (E,) of one episode in each of E = --eval-episodes new environments; touches nothing that trains."""
-    makers = [lambda: make_env(args.env_id, video)] + [lambda: make_env(args.env_id)] * (args.eval_episodes - 1)
+    makers = [lambda: make_env(args, video)] + [lambda: make_env(args)] * (args.eval_episodes - 1)
     envs, obs = make_vector_env(makers, (args.seed, step, 1))
     generator = torch.Generator(agent.log_alpha.device).manual_seed(args.seed)
     returns, running, steps = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool), 0
@@ -287,8 +288,9 @@ def main():
     device = torch.device("cuda" if args.cuda and cuda else "cpu")
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # renders without a screen
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env = make_env(args.env_id, Path("probe") if args.capture_video else None)
+    env = make_env(args, Path("probe") if args.capture_video else None)
     obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
+    stride = n_envs * args.action_repeat  # environment steps per round of the loop
     gigabytes = min(args.buffer_size, args.total_timesteps) * (2 * obs_dim + action_dim + 2) * 4e-9
     free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
     track, online = args.track and not args.evaluate, os.environ.get("WANDB_MODE", "online") == "online"
@@ -324,7 +326,6 @@ def main():
             returns = evaluate(agent, args, step, name == "stochastic", video)
             print(f"{name} policy: return {returns.mean():.2f} +- {returns.std():.2f} over {len(returns)} episodes")
         return
-
     print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
     compiled = args.compile == "on" or args.compile == "auto" and device.type == "cpu" and args.total_timesteps >= 50000
     if compiled:
@@ -340,7 +341,7 @@ def main():
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}"
     folder = args.resume or Path("runs", re.sub(r"[^\w.-]+", "-", name))
     if args.resume:
-        buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step
+        buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step // args.action_repeat
         if len(state["random"]) == len(random.get_state()):  # not so on another kind of device
             random.set_state(state["random"])
     else:
@@ -368,7 +369,7 @@ def main():
     signal.signal(signal.SIGINT, lambda *_: (bar.close(), sys.exit(f"stopped, to continue: {resume}")))
 
     def due(frequency: int) -> bool:
-        return frequency > 0 and (step // frequency > (step - n_envs) // frequency or step >= args.total_timesteps)
+        return frequency > 0 and (step // frequency > (step - stride) // frequency or step >= args.total_timesteps)
 
     def record(scalars: dict):
         for key, value in scalars.items():
@@ -390,16 +391,15 @@ def main():
             if step >= args.total_timesteps:
                 break
             # environments cannot be saved: every run, resumed or not, makes them anew at its checkpoints
-            envs, obs = make_vector_env([lambda: make_env(args.env_id)] * n_envs, (args.seed, step, 0))
+            envs, obs = make_vector_env([lambda: make_env(args)] * n_envs, (args.seed, step, 0))
             returns, lengths = np.zeros((2, n_envs))
             if torch.get_num_threads() != args.threads:
                 use(args.threads)
-
         if step < args.learning_starts:
             action = (torch.rand((n_envs, action_dim), generator=random, device=device) * 2 - 1).cpu().numpy()
         else:
             action = act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
-        for _ in range(min(n_envs, step + n_envs - args.learning_starts)):  # as many updates as steps
+        for _ in range(min(n_envs, step + stride - args.learning_starts)):  # as many updates as actions
             noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
             losses = learn(buffer.sample(args.batch_size, random), noise)  # a GPU does it while the environments step
         if torch.get_num_threads() > 1 and time.time() > looked + 1:  # 100 times slower than one if others work
@@ -409,7 +409,7 @@ def main():
                 use(1)
         next_obs, reward, terminated, truncated, infos = envs.step(action)
         done, true_next_obs = terminated | truncated, next_obs.copy()
-        step, returns, lengths = step + n_envs, returns + reward, lengths + 1
+        step, returns, lengths = step + stride, returns + reward, lengths + args.action_repeat
         if done.any():
             true_next_obs[done] = np.stack(infos["final_obs"][done])
             last, best = returns[done].mean(), np.fmax(best, returns[done].mean()).item()
@@ -417,7 +417,7 @@ def main():
             returns[done] = lengths[done] = 0
         buffer.add(obs, action, reward, terminated, true_next_obs)
         obs = next_obs
-        bar.update(n_envs)
+        bar.update(stride)
         if due(args.log_frequency) or due(args.checkpoint_frequency):
             replay = {"replay": buffer.rows[: len(buffer)].sum()} if due(args.checkpoint_frequency) else {}
             for name, value in (losses | agent.state_dict() | replay).items():

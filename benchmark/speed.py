@@ -167,7 +167,7 @@ class Products(TorchDispatchMode):
 
 
 def sizes(env_id: str) -> tuple[int, int]:
-    env = sac.make_env(env_id)
+    env = sac.make_env(sac.Args(env_id=env_id))
     return env.observation_space.shape[0], env.action_space.shape[0]
 
 
@@ -247,7 +247,7 @@ def update(args: Args) -> list[dict]:
     agent, _, learn = prepared(obs_dim, action_dim)
 
     def stepper(n_envs: int, updates: int):
-        envs, obs = sac.make_vector_env([lambda: sac.make_env("Hopper-v4")] * n_envs, (1, 0, 0))
+        envs, obs = sac.make_vector_env([lambda: sac.make_env(sac.Args())] * n_envs, (1, 0, 0))
         noise = torch.randn(n_envs, action_dim)
 
         def step():

@@ -26,6 +26,10 @@ import sac_continuous as sac
 torch.set_num_threads(1)
 
 
+def make_env(env_id):
+    return sac.make_env(sac.Args(env_id=env_id))
+
+
 class Made(NamedTuple):
     """A transition as the environment itself saw it; observations already flat, the action within the bounds."""
 
@@ -331,7 +335,7 @@ def test_checkpoints_start_new_environments_with_new_seeds(train, n_envs):
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_actions_cover_the_bounds_and_never_leave_them(name):
-    env, box = sac.make_env(f"Counting-{name}-actions-v0"), deepcopy(BOUNDS[name])
+    env, box = make_env(f"Counting-{name}-actions-v0"), deepcopy(BOUNDS[name])
     size, random = box.low.size, np.random.default_rng(0)
     assert env.action_space == Box(-1, 1, (size,), np.float32)
     env.reset(seed=0)
@@ -370,7 +374,7 @@ class Narrow(gym.Env):
 
 def test_actions_have_the_type_that_the_environment_takes():
     gym.register("Half-v0", entry_point=Narrow, kwargs=dict(low=-2, high=3, dtype=np.float16))
-    env = sac.make_env("Half-v0")
+    env = make_env("Half-v0")
     env.reset(seed=0)
     for action in np.linspace(-1, 1, 101, dtype=np.float32):
         env.step(action[None])
@@ -381,7 +385,7 @@ def test_actions_have_the_type_that_the_environment_takes():
 def test_bounds_too_wide_to_scale_are_refused(dtype, bound, capsys):
     gym.register("Wide-v0", entry_point=Narrow, kwargs=dict(low=-bound, high=bound, dtype=dtype))
     with pytest.raises(SystemExit, match="2"):
-        sac.make_env("Wide-v0")
+        make_env("Wide-v0")
     assert "finite bounds" in capsys.readouterr().err
 
 
@@ -421,7 +425,7 @@ def test_policy_acts_from_learning_starts_on(train, monkeypatch, n_envs, learnin
 @pytest.mark.parametrize("view, size", [("line", 3), ("double", 3), ("grid", 3), ("dict", 7), ("reused", 3)])
 def test_observations_are_flat_and_spaces_untouched(view, size):
     spaces = deepcopy(SPACES), deepcopy(BOUNDS)
-    env = sac.make_env(f"Counting-{view}-v0")
+    env = make_env(f"Counting-{view}-v0")
     obs, _ = env.reset(seed=0)
     assert env.observation_space.shape == obs.shape == (size,)
     next_obs = env.step(np.zeros(2, np.float32))[0]
@@ -431,7 +435,7 @@ def test_observations_are_flat_and_spaces_untouched(view, size):
 
 
 def test_environments_need_not_know_of_pictures():
-    sac.make_env("Plainest-v0").reset(seed=0)
+    make_env("Plainest-v0").reset(seed=0)
 
 
 box2d = pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs Box2D")
@@ -455,14 +459,14 @@ def test_v4_is_no_reason_to_warn(env_id):
         gym.make(env_id)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sac.make_env(env_id).reset(seed=0)
+        make_env(env_id).reset(seed=0)
         warnings.warn("another")
     assert [str(warning.message) for warning in caught] == ["another"]
 
 
 @dm_control
 def test_dm_control_ends_by_truncation_and_follows_its_seed():
-    env = sac.make_env(CARTPOLE)
+    env = make_env(CARTPOLE)
 
     def episode(seed: int, steps: int):
         first, actions = env.reset(seed=seed)[0], np.random.default_rng(0).uniform(-1, 1, (steps, 1))
@@ -479,7 +483,7 @@ def test_dm_control_ends_by_truncation_and_follows_its_seed():
 
 def new_agent(env_id: str, **flags) -> tuple[sac.SAC, sac.Args]:
     torch.manual_seed(0)
-    env, args = sac.make_env(env_id), sac.Args(env_id=env_id, **flags)
+    env, args = make_env(env_id), sac.Args(env_id=env_id, **flags)
     return sac.SAC(env.observation_space.shape[0], env.action_space.shape[0], args), args
 
 
