@@ -63,6 +63,7 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
     action_repeat: ClassVar[int] = 1  # environment steps per action; no flag here
+    returns: ClassVar[str] = "return of an episode"  # what the learning curve shows
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
@@ -378,10 +379,8 @@ def main():
         if wandb and step > tracked:
             run.log(scalars, step=step)
 
-    def use(threads: int):
-        torch.set_num_threads(threads)  # how many changes no bits
-        torch._dynamo.reset()  # but graphs are made for one number
-
+    # how many threads compute changes no bits, but graphs are compiled for one number of them
+    use = lambda threads: (torch.set_num_threads(threads), torch._dynamo.reset())
     while True:
         if envs is None or due(args.checkpoint_frequency):
             if envs is not None or not args.resume:
@@ -442,7 +441,7 @@ def main():
     for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
         axes.plot(*records[key], ".-", label=key)
         axes.legend()
-    axes.set(title=folder.name, xlabel="environment steps", ylabel="return of an episode")
+    axes.set(title=folder.name, xlabel="environment steps", ylabel=args.returns)
     axes.figure.savefig(folder / "learning_curve.png", dpi=120)
     print(f"done: {folder}")
 
