@@ -9,6 +9,7 @@ Everyone trains whole (act, step, store, sample, update, log) with batch 256, tw
 per step. Evaluations are off, since the peers make none. Results go to benchmark/results/speed.{csv,md,png}.
 """
 
+import contextlib
 import csv
 import os
 import platform
@@ -111,7 +112,8 @@ class Trainer:
         return time.time() - self.began
 
     def send(self, what: signal.Signals):
-        os.killpg(self.process.pid, what)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.killpg(self.process.pid, what)
 
     def steps_per_second(self, seconds: float) -> float:
         self.send(signal.SIGCONT)
