@@ -365,7 +365,7 @@ def main():
         options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # nothing it would look at changes here
         learn, act = (torch.compile(function, fullgraph=True, options=options) for function in (learn, act))
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-    timer, envs, looked, waits = (step, time.time()), None, time.time(), math.inf
+    timer, envs, seen = (step, time.time()), None, np.full(3, -math.inf)
     resume = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
     signal.signal(signal.SIGINT, lambda *_: (bar.close(), sys.exit(f"stopped, to continue: {resume}")))
 
@@ -401,9 +401,10 @@ def main():
         for _ in range(min(n_envs, step + stride - args.learning_starts)):  # as many updates as actions
             noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
             losses = learn(buffer.sample(args.batch_size, random), noise)  # a GPU does it while the environments step
-        if torch.get_num_threads() > 1 and time.time() > looked + 1:  # 100 times slower than one if others work
-            seconds, looked, waited = time.time() - looked, time.time(), waits
-            if (waits := psutil.Process().num_ctx_switches().involuntary) - waited > 50 * seconds:
+        if torch.get_num_threads() > 1 and time.time() > seen[0] + 2:  # 100 times slower than one if others work
+            now = np.array([time.time(), time.process_time(), psutil.Process().num_ctx_switches().involuntary])
+            (seconds, computed, displaced), seen = now - seen, now
+            if seconds < 5 and computed < 0.75 * args.threads * seconds and displaced > 50 * seconds:
                 bar.write("other processes want the cores: one thread until the next checkpoint")
                 use(1)
         next_obs, reward, terminated, truncated, infos = envs.step(action)

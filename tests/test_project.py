@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "sac_continuous.py"
+SCRIPTS = [SCRIPT, ROOT / "sac_dmc.py"]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
@@ -23,6 +24,8 @@ RUNS = {
     "python sac_continuous.py --env-id shimmy:dm_control/cartpole-swingup-v0": SHORT,
     "python sac_continuous.py --env-id BipedalWalker-v3 --num-envs 4 --capture-video": SHORT,
     "WANDB_MODE=offline python sac_continuous.py --env-id Pendulum-v1 --track": SHORT,
+    "python sac_dmc.py --env-id walker-walk": SHORT,
+    "python sac_dmc.py --list-tasks": "",
     "python sac_continuous.py --resume runs/FOLDER": "",
     "python sac_continuous.py --evaluate runs/FOLDER --capture-video": "",
 }
@@ -34,12 +37,15 @@ NOT_RUN = {
     "uv run sac_continuous.py --env-id Hopper-v4": "needs uv, and an hour",
     "tensorboard --logdir runs": "a server; what it shows is read back in test_records.py",
     "python benchmark/learning.py": "an hour of training",
+    "python benchmark/speed.py": "half an hour of a quiet machine; its parts are tested in test_benchmark.py",
+    "pip install -r requirements.txt && pip install --no-deps dm-control==1.0.44": "needs Python 3.13 or later",
+    "pip install dm-env dm-tree glfw lxml pyopengl pyparsing requests scipy": "likewise",
 }
 
 
-def header() -> list[str]:
+def header(script=SCRIPT) -> list[str]:
     """The requirements in the script's inline metadata (PEP 723)."""
-    block = re.search(r"^# /// script\n(.*?)^# ///$", SCRIPT.read_text(), re.S | re.M).group(1)
+    block = re.search(r"^# /// script\n(.*?)^# ///$", script.read_text(), re.S | re.M).group(1)
     return re.findall(r'"((?:[^"\\])+==[^"]+)"', block)
 
 
@@ -47,23 +53,27 @@ def test_the_header_pins_what_requirements_pin():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert sorted(header()) == sorted(line for line in lines if line and not line.startswith("#"))
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; python_version .+)?", line) for line in header())
+    everywhere = [line.split(";")[0] if line.startswith("dm-control") else line for line in header()]
+    assert header(ROOT / "sac_dmc.py") == everywhere  # uv can do without labmaze, which keeps pip from it
 
 
 def test_the_script_stays_short_enough_to_read():
-    lines = SCRIPT.read_text().splitlines()
-    assert len(lines) <= 450 and max(map(len, lines)) <= 120
+    assert len(SCRIPT.read_text().splitlines()) <= 450
+    assert max(len(line) for script in SCRIPTS for line in script.read_text().splitlines()) <= 120
 
 
-def test_the_script_compiles_for_every_promised_python():
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_the_script_compiles_for_every_promised_python(script):
     import ast
 
     for minor in range(10, 15):
-        ast.parse(SCRIPT.read_text(), feature_version=(3, minor))
+        ast.parse(script.read_text(), feature_version=(3, minor))
 
 
-def test_nothing_runs_at_import():
-    subprocess.run([sys.executable, "-c", "import sac_continuous"], cwd=ROOT, check=True)
-    assert SCRIPT.read_text().rstrip().endswith('if __name__ == "__main__":\n    main()')
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_nothing_runs_at_import(script):
+    subprocess.run([sys.executable, "-c", f"import {script.stem}"], cwd=ROOT, check=True)
+    assert script.read_text().rstrip().endswith('if __name__ == "__main__":\n    main()')
 
 
 def test_every_command_of_the_readme_is_accounted_for():
@@ -72,9 +82,10 @@ def test_every_command_of_the_readme_is_accounted_for():
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """An empty folder with nothing but the script in it, and a finished run."""
+    """An empty folder with nothing but the scripts in it, and a finished run."""
     folder = tmp_path_factory.mktemp("alone")
-    shutil.copy(SCRIPT, folder)
+    for script in SCRIPTS:
+        shutil.copy(script, folder)
     execute(folder, f"python sac_continuous.py --env-id Pendulum-v1 {SHORT}")
     return folder
 
@@ -88,13 +99,14 @@ def execute(folder, command):
 
 @pytest.mark.parametrize("command", RUNS)
 def test_the_readmes_commands_run_in_a_folder_with_the_script_alone(command, alone):
-    if "dm_control" in command:
+    if "dm_control" in command or "dmc" in command:
         pytest.importorskip("dm_control")
     if "Bipedal" in command:
         pytest.importorskip("Box2D")
     run = min(alone.glob("runs/Pendulum*"))  # the first one, which is not tracked
     output = execute(alone, f"{command} {RUNS[command]}".replace("FOLDER", run.name))
-    assert "--env-id" in output if "--help" in command else "policy: return" in output or "done: runs/" in output
+    shown = {"--help": "--env-id", "--list-tasks": "walker-walk", "--evaluate": "policy: return"}
+    assert next((text for flag, text in shown.items() if flag in command), "done: runs/") in output
 
 
 def test_a_tracked_run_is_evaluated_without_a_login(alone):

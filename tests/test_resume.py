@@ -4,6 +4,7 @@ Runs happen in forked children, so that a real SIGKILL can hit them at a chosen 
 through the writing of a checkpoint, or just before its renaming.
 """
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -24,18 +25,18 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at_step(n):
+def die_at_step(n, script):
     """Replaces ReplayBuffer.add by one that kills the process when it is called for the n-th time in it."""
-    add, calls = sac.ReplayBuffer.add, iter(range(n - 1))
+    add, calls = script.ReplayBuffer.add, iter(range(n - 1))
 
     def sabotaged(*args):
         next(calls, None) is None and die()
         add(*args)
 
-    sac.ReplayBuffer.add = sabotaged
+    script.ReplayBuffer.add = sabotaged
 
 
-def die_while_writing(n):
+def die_while_writing(n, script):
     """The n-th checkpoint is written in part to its temporary file, then the process dies."""
     write, calls = torch.save, iter(range(n - 1))
 
@@ -49,7 +50,7 @@ def die_while_writing(n):
     torch.save = sabotaged
 
 
-def die_before_renaming(n):
+def die_before_renaming(n, script):
     """The n-th checkpoint is whole on the disk but not yet in its place when the process dies."""
     replace, calls = os.replace, iter(range(n - 1))
 
@@ -60,19 +61,20 @@ def die_before_renaming(n):
     os.replace = sabotaged
 
 
-def child(folder, arguments, sabotage):
+def child(folder, arguments, sabotage, name):
+    script = importlib.import_module(name)
     os.chdir(folder)
-    sys.argv = ["sac_continuous.py", *arguments.split()]
+    sys.argv = [f"{name}.py", *arguments.split()]
     sys.stdout = sys.stderr = open("log.txt", "a", buffering=1)
     if sabotage:
         how, n = sabotage
-        how(n)
-    sac.main()
+        how(n, script)
+    script.main()
 
 
-def run(folder, arguments, sabotage=None):
+def run(folder, arguments, sabotage=None, script="sac_continuous"):
     """Exit code of one process that ran the script in `folder`; -9 where it was killed."""
-    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, arguments, sabotage))
+    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, arguments, sabotage, script))
     process.start()
     process.join()
     return process.exitcode
@@ -101,41 +103,47 @@ def assert_same(a, b):
         np.testing.assert_array_equal(records_a[key], records_b[key], err_msg=key)
 
 
-def run_through(folder, env, extra=""):
+def run_through(folder, env, extra="", script="sac_continuous"):
     folder.mkdir()
-    assert run(folder, f"--env-id {env} {FLAGS} {extra}") == 0, (folder / "log.txt").read_text()
+    assert run(folder, f"--env-id {env} {FLAGS} {extra}", script=script) == 0, (folder / "log.txt").read_text()
     return result(folder)
 
 
-CASES = [(env, n, "off") for env in ("Pendulum-v1", "Hopper-v4", "BipedalWalker-v3") for n in (1, 4)]
+CASES = [("sac_continuous", env, n, "") for env in ("Pendulum-v1", "Hopper-v4", "BipedalWalker-v3") for n in (1, 4)]
+CASES += [("sac_continuous", "Hopper-v4", 2, "--compile on")]
+CASES += [("sac_dmc", "lqr-lqr_2_1", 1, ""), ("sac_dmc", "cartpole-swingup", 2, "--action-repeat 2")]
 
 
-@pytest.mark.parametrize("env, num_envs, compile", [*CASES, ("Hopper-v4", 2, "on")])
-def test_killed_and_resumed_is_never_killed(tmp_path, env, num_envs, compile):
+@pytest.mark.parametrize("script, env, num_envs, extra", CASES)
+def test_killed_and_resumed_is_never_killed(tmp_path, script, env, num_envs, extra):
     if env == "BipedalWalker-v3":
         pytest.importorskip("Box2D")
-    if compile == "on" and not shutil.which(os.environ.get("CXX", "g++")):
+    if script == "sac_dmc":
+        pytest.importorskip("dm_control")
+    if "--compile on" in extra and not shutil.which(os.environ.get("CXX", "g++")):
         pytest.skip("no C++ compiler")
-    extra = f"--num-envs {num_envs} --compile {compile}"
-    whole = run_through(tmp_path / "whole", env, extra)
+    whole = run_through(tmp_path / "whole", env, f"--num-envs {num_envs} {extra}", script)
     if env == "Hopper-v4":  # the others' episodes are longer than the time between checkpoints
         assert whole[1]["charts/episodic_return"].size > 0
     assert whole[1]["losses/qf_loss"].size > 0 and whole[1]["eval/episodic_return"].shape == (2, 3)
 
     folder = tmp_path / "killed"
     folder.mkdir()
+    stride = num_envs * (2 if "--action-repeat 2" in extra else 1)
     kills = [
-        (die_at_step, 45 // num_envs),  # before the first scheduled checkpoint, back to step 0
-        (die_at_step, 100 // num_envs),  # before learning starts, back to step 60
+        (die_at_step, 45 // stride),  # before the first scheduled checkpoint, back to step 0
+        (die_at_step, 100 // stride),  # before learning starts, back to step 60
         (die_while_writing, 2),  # in the second checkpoint of this process
         (die_before_renaming, 1),
-        (die_at_step, 50 // num_envs),  # while learning
+        (die_at_step, 50 // stride),  # while learning
     ]
-    assert run(folder, f"--env-id {env} {FLAGS} {extra}", kills[0]) == -signal.SIGKILL
+    first = f"--env-id {env} {FLAGS} --num-envs {num_envs} {extra}"
+    assert run(folder, first, kills[0], script) == -signal.SIGKILL
     (run_folder,) = folder.glob("runs/*")
+    again = f"--resume {run_folder}"
     for sabotage in kills[1:]:
-        assert run(folder, f"--resume {run_folder}", sabotage) == -signal.SIGKILL, (folder / "log.txt").read_text()
-    assert run(folder, f"--resume {run_folder}") == 0, (folder / "log.txt").read_text()
+        assert run(folder, again, sabotage, script) == -signal.SIGKILL, (folder / "log.txt").read_text()
+    assert run(folder, again, script=script) == 0, (folder / "log.txt").read_text()
     assert "warning:" not in (folder / "log.txt").read_text()
     assert_same(whole, result(folder))
     assert not list(run_folder.glob("*.tmp"))
