@@ -63,7 +63,8 @@ def test_action_repeat_sums_rewards_and_counts_simulator_steps():
 
 
 def test_counts_with_action_repeat_are_simulator_steps(tmp_path):
-    result = execute(tmp_path, f"--env-id cartpole-balance --action-repeat 4 {SMALL} --total-timesteps 2400 --checkpoint-frequency 9999")
+    flags = f"{SMALL} --total-timesteps 2400 --checkpoint-frequency 9999"  # no episode is cut
+    result = execute(tmp_path, f"--env-id cartpole-balance --action-repeat 4 {flags}")
     assert result.returncode == 0, result.stderr
     (run,) = tmp_path.glob("runs/*")
     state = torch.load(run / "checkpoint.pt", weights_only=True)
