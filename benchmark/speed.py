@@ -361,11 +361,11 @@ def ratio(rows: list[dict], env_id: str, threads: int, of: str, to: str) -> str:
 
 def report(rows: list[dict]) -> str:
     """All results as Markdown."""
-    first = rows[0]
+    commits = ", ".join(f"{part}: {commit}" for part, commit in dict.fromkeys((r["part"], r["commit"]) for r in rows))
     text = [
         "# Speed",
         "",
-        f"`python benchmark/speed.py` at {first['commit']}; {first['versions']}; {first['hardware']}.",
+        f"`python benchmark/speed.py` (commits: {commits}); {rows[0]['versions']}; {rows[0]['hardware']}.",
         "Medians over the rounds, with the least and the greatest in brackets.",
     ]
     table = medians(rows, "whole")
