@@ -306,12 +306,9 @@ def memory(args: Args) -> list[dict]:
         before = psutil.Process().memory_info().rss
         buffer = sac.ReplayBuffer(1_000_000, obs_dim, action_dim)
         for filled in (0, 10_000, 50_000, 100_000):
-            n = filled - len(buffer)
-            if n:
-                zeros = np.zeros(n, np.float32)
-                obs = np.zeros((n, obs_dim), np.float32)
-                buffer.add(obs, np.zeros((n, action_dim), np.float32), zeros, zeros, obs)
-                del obs
+            obs, action, reward = np.zeros((100, obs_dim)), np.zeros((100, action_dim)), np.zeros(100)
+            while len(buffer) < filled:  # in small pieces, as training does, so that no large temporary is counted
+                buffer.add(obs, action, reward, reward, obs)
             resident = (psutil.Process().memory_info().rss - before) / 2**20
             rows.append(row("memory", env_id, "replay buffer", 0, f"{filled} of 1,000,000 rows", 0, resident, "MiB"))
         del buffer
