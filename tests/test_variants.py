@@ -194,6 +194,22 @@ def test_a_gpu_update_equals_the_cpu_one():
         torch.testing.assert_close(theirs[name].cpu(), loss, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@torch._dynamo.config.patch(trace_autograd_ops=True)
+def test_a_captured_update_equals_the_eager_one():
+    """With the options of main(): one compiled graph, replayed as a CUDA graph."""
+    eager, captured = initial_agent().to("cuda"), initial_agent().to("cuda")
+    options = {"triton.cudagraphs": True, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    update = torch.compile(captured.update, fullgraph=True, options=options)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        batch = sac.Batch(*(x.cuda() for x in a_batch(generator)))
+        noise = torch.randn((2, 256, 1), generator=generator).cuda()
+        ours, theirs = eager.update(batch, noise), update(batch, noise)
+        for name, loss in ours.items():
+            torch.testing.assert_close(theirs[name], loss, rtol=1e-5 * (step + 1), atol=1e-5 * (step + 1), msg=name)
+
+
 @pytest.mark.parametrize("precision", ["auto", "highest"])
 def test_products_are_true_float32(precision, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
