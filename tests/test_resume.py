@@ -135,7 +135,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path, script, env, num_envs, ext
         (die_at_step, 100 // stride),  # before learning starts, back to step 60
         (die_while_writing, 2),  # in the second checkpoint of this process
         (die_before_renaming, 1),
-        (die_at_step, 50 // stride),  # while learning
+        (die_at_step, 100 // stride),  # while learning, back to step 180: 60 updates are in that checkpoint
     ]
     first = f"--env-id {env} {FLAGS} --num-envs {num_envs} {extra}"
     assert run(folder, first, kills[0], script) == -signal.SIGKILL
