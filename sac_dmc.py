@@ -15,7 +15,8 @@
     python sac_dmc.py --evaluate runs/<folder> --capture-video  # see what was learned
     python sac_dmc.py --list-tasks
 
-This is sac_continuous.py but for the header, these lines, Args and make_env. Returns lie in [0, 1000].
+This is sac_continuous.py but for the header, these lines, Args and make_env. Returns lie in [0, 1000];
+only lqr has rewards that can be negative, and no end.
 
 A policy pi maximises reward plus alpha times its own entropy. Critics Q_1..Q_C learn the soft value of an action from
 replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow copies Q' of them make the targets:
@@ -69,7 +70,7 @@ class Args:
     threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
-    returns: ClassVar[str] = "return of an episode, in [0, 1000]"  # what the learning curve shows
+    returns: ClassVar[str] = "return of an episode (0 to 1000, save lqr)"  # what the learning curve shows
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
@@ -255,6 +256,8 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 
     try:
         env = Task(build(0))
+        if env.action_space.high.max() == 1e10:  # lqr alone has no limits; nearly all other tasks have these
+            env.action_space = gym.spaces.Box(-1, 1, env.action_space.shape)
         if video:
             env.reset()
             env.render()

@@ -1,7 +1,10 @@
-"""Train the seeds behind the README's learning figure, and collect their evaluations.
+"""Train the seeds behind the README's learning figures, and collect their evaluations.
 
     python benchmark/learning.py                          # run what is missing, two at a time, then CSV and figure
-    python benchmark/learning.py --reference CURVES.csv   # with published curves (env_id,seed,step,return) below ours
+    python benchmark/learning.py --suite dmc              # the same for the DeepMind Control Suite, with sac_dmc.py
+    python benchmark/learning.py --reference NUMBERS.csv  # with published ones below or beside ours
+
+NUMBERS.csv holds curves (env_id,seed,step,return) or means (env_id,implementation,steps,mean).
 
 Stopped at any moment, it continues: finished runs are kept, unfinished ones resume from their checkpoint.
 """
@@ -16,94 +19,132 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import tyro
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "sac_continuous.py"
 RESULTS = ROOT / "benchmark" / "results"
-RUNS = {  # environment: seeds and flags; one thread each, so that two runs share two cores without waiting
-    "HalfCheetah-v4": (3, "--total-timesteps 100000".split()),
-    "Hopper-v4": (3, "--total-timesteps 100000".split()),
-    "Pendulum-v1": (
-        5,
-        "--total-timesteps 10000 --learning-starts 1000 --eval-frequency 2000 --eval-episodes 100".split(),
+STEPS = "--total-timesteps 100000"
+
+
+class Suite(NamedTuple):
+    script: str
+    results: str  # name of the CSV and of the figure
+    runs: dict[str, tuple[int, str]]  # environment: seeds and flags
+    watched: str | None = None  # environment whose losses are drawn too
+
+
+SUITES = {  # one thread each, so that two runs share two cores without waiting
+    "gymnasium": Suite(
+        "sac_continuous.py",
+        "learning",
+        {
+            "HalfCheetah-v4": (3, STEPS),
+            "Hopper-v4": (3, STEPS),
+            "Pendulum-v1": (
+                5,
+                "--total-timesteps 10000 --learning-starts 1000 --eval-frequency 2000 --eval-episodes 100",
+            ),
+        },
     ),
+    "dmc": Suite(
+        "sac_dmc.py",
+        "dmc",
+        dict.fromkeys(["walker-walk", "cartpole-swingup", "ball_in_cup-catch", "cartpole-balance"], (3, STEPS)),
+        watched="walker-walk",
+    ),
+}
+WATCHED = {  # key of a record, what the figure calls it
+    "eval/episodic_return": "return, deterministic policy",
+    "losses/alpha": "temperature alpha",
+    "losses/entropy": "entropy of the policy, nats",
+    "losses/qf1_values": "Q-value, first critic",
+    "losses/qf_loss": "loss of the critics",
+    "losses/actor_loss": "loss of the policy",
 }
 
 
 @dataclass
 class Args:
+    suite: Literal["gymnasium", "dmc"] = "gymnasium"  # what to train on
     jobs: int = 2  # runs at a time
-    reference: Path | None = None  # CSV of published curves to draw below ours
+    reference: Path | None = None  # CSV of published numbers to draw with ours
 
 
-def name_of_code() -> str:
+def name_of_code(suite: Suite) -> str:
     """Results of another version of the script are never mixed in: the runs carry the script's hash in their name."""
-    return "learning-" + hashlib.sha256(SCRIPT.read_bytes()).hexdigest()[:8]
+    return "learning-" + hashlib.sha256((ROOT / suite.script).read_bytes()).hexdigest()[:8]
 
 
-def folder_of(env_id: str, seed: int) -> Path | None:
-    return max(ROOT.glob(f"runs/{env_id}__{name_of_code()}__{seed}__*"), default=None)
+def folder_of(suite: Suite, env_id: str, seed: int) -> Path | None:
+    return max(ROOT.glob(f"runs/{env_id}__{name_of_code(suite)}__{seed}__*"), default=None)
 
 
-def command(env_id: str, seed: int, flags: list[str]) -> list[str]:
-    flags = ["--env-id", env_id, "--seed", str(seed), *flags, "--threads", "1"]
-    return ["python", SCRIPT.name, *flags]
+def command(suite: Suite, env_id: str, seed: int) -> list[str]:
+    flags = ["--env-id", env_id, "--seed", str(seed), *suite.runs[env_id][1].split(), "--threads", "1"]
+    return ["python", suite.script, *flags]
 
 
-def train(env_id: str, seed: int, flags: list[str]) -> int:
+def train(suite: Suite, env_id: str, seed: int) -> int:
     """Run or resume one seed; returns the exit code."""
-    folder = folder_of(env_id, seed)
+    folder = folder_of(suite, env_id, seed)
     if folder and (folder / "model.pt").exists():
         return 0
     if folder:
-        arguments = [SCRIPT.name, "--resume", str(folder)]
+        arguments = [suite.script, "--resume", str(folder)]
     else:
-        arguments = [*command(env_id, seed, flags)[1:], "--exp-name", name_of_code()]
+        arguments = [*command(suite, env_id, seed)[1:], "--exp-name", name_of_code(suite)]
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
     print(env_id, "seed", seed, "finished" if code == 0 else f"failed with exit code {code}", flush=True)
     return code
 
 
-def commit_of(folder: Path) -> str:
-    """The commit that brought the code of this run, from the copy of the script in its folder."""
-    blob = subprocess.check_output(["git", "hash-object", folder / SCRIPT.name], cwd=ROOT, text=True).strip()
-    log = ["git", "log", "--format=%h", f"--find-object={blob}", "--", SCRIPT.name]
+def commit_of(script: Path) -> str:
+    """The commit that brought the code of a run, from the copy of the script in its folder."""
+    blob = subprocess.check_output(["git", "hash-object", script], cwd=ROOT, text=True).strip()
+    log = ["git", "log", "--format=%h", f"--find-object={blob}", "--", script.name]
     return (subprocess.check_output(log, cwd=ROOT, text=True).split() or ["uncommitted"])[-1]
 
 
-def collect() -> list[dict]:
-    rows = []
-    packages = ["torch", "gymnasium", "mujoco", "numpy"]
+def collect(suite: Suite) -> tuple[list[dict], list[dict]]:
+    """Rows of all evaluations, and of the records of the environment that is watched."""
+    rows, watched = [], []
+    packages = ["torch", "gymnasium", "mujoco", "numpy"] + ["dm-control"] * (suite.script == "sac_dmc.py")
     versions = " ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
     cpus = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    for env_id, (seeds, flags) in RUNS.items():
+    for env_id, (seeds, _) in suite.runs.items():
         for seed in range(1, seeds + 1):
-            folder = folder_of(env_id, seed)
+            folder = folder_of(suite, env_id, seed)
             events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
             std = {event.step: event.value for event in events.Scalars("eval/episodic_return_std")}
             for event in events.Scalars("eval/episodic_return"):
                 row = dict(env_id=env_id, seed=seed, step=event.step)
                 row |= dict(return_mean=round(event.value, 2), return_std=round(std[event.step], 2))
                 row |= dict(episodes=json.loads((folder / "args.json").read_text())["eval_episodes"])
-                row |= dict(commit=commit_of(folder), versions=versions, hardware=f"{cpus[0]}, {len(cpus)} cores")
-                rows.append(row | dict(command=" ".join(command(env_id, seed, flags))))
-    return rows
+                row |= dict(commit=commit_of(folder / suite.script), versions=versions)
+                row |= dict(hardware=f"{cpus[0]}, {len(cpus)} cores", command=" ".join(command(suite, env_id, seed)))
+                rows.append(row)
+            if env_id == suite.watched:
+                for key in WATCHED:
+                    points = [(event.step, f"{event.value:.6g}") for event in events.Scalars(key)]
+                    watched += [dict(seed=seed, step=step, key=key, value=value) for step, value in points]
+    return rows, watched
 
 
-def draw(rows: list[dict], reference: Path | None):
-    """One panel per environment: a line per seed of ours, over the published seeds."""
+def draw(suite: Suite, rows: list[dict], reference: Path | None):
+    """One panel per environment: a line per seed of ours, over the published seeds or beside the published means."""
     published = list(csv.DictReader(open(reference))) if reference else []
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    for axes, env_id in zip(figure.subplots(1, len(RUNS)), RUNS):
+    figure = Figure(figsize=(4.4 * len(suite.runs), 4), layout="constrained")
+    for axes, env_id in zip(figure.subplots(1, len(suite.runs)), suite.runs):
         ours = [row for row in rows if row["env_id"] == env_id]
-        end = max(int(row["step"]) for row in ours)
-        theirs = [row | {"return_mean": row["return"]} for row in published if row["env_id"] == env_id]
+        end = max(row["step"] for row in ours)
+        theirs = [row for row in published if row["env_id"] == env_id]
+        lines = [row | {"return_mean": row["return"]} for row in theirs if "return" in row]
         for curves, label, style in (
-            (theirs, "published", dict(color="0.7", linestyle="--")),
+            (lines, "published", dict(color="0.7", linestyle="--")),
             (ours, "this script", dict(color="C0", marker=".")),
         ):
             seeds = sorted({row["seed"] for row in curves}, key=int)
@@ -111,26 +152,53 @@ def draw(rows: list[dict], reference: Path | None):
                 points = [(int(row["step"]), float(row["return_mean"])) for row in curves if row["seed"] == seed]
                 points = [point for point in points if point[0] <= 1.2 * end]
                 axes.plot(*zip(*points), **style, label=f"{label} (n = {len(seeds)})" if seed == seeds[0] else None)
+        means = [row for row in theirs if "mean" in row and int(row["steps"]) == end]
+        for marker, row in zip("s^vDP", means):
+            label = f"{row['implementation']} (n = {row['n_seeds']})"
+            axes.plot(end, float(row["mean"]), marker, color="0.4", markersize=8, label=label, zorder=3)
         axes.set(title=env_id, xlabel="environment steps", ylabel="return, deterministic policy", xlim=(0, 1.05 * end))
-        axes.legend()
-    figure.savefig(RESULTS / "learning.png", dpi=120)
+        if suite.script == "sac_dmc.py":
+            axes.set(xlabel="simulator steps", ylabel="return of at most 1000, deterministic policy", ylim=(0, 1050))
+        axes.legend(fontsize="small")
+    figure.savefig(RESULTS / f"{suite.results}.png", dpi=120)
+
+
+def draw_watched(suite: Suite, watched: list[dict]):
+    """What to look at when learning diverges, over training: one panel per record, one line per seed."""
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    figure.suptitle(suite.watched)
+    for axes, (key, label) in zip(figure.subplots(2, 3).flat, WATCHED.items()):
+        for seed, line in zip(sorted({row["seed"] for row in watched}), ("-", "--", ":")):
+            points = [(row["step"], float(row["value"])) for row in watched if (row["seed"], row["key"]) == (seed, key)]
+            axes.plot(*zip(*points), line, label=f"seed {seed}")
+        axes.set(title=label, xlabel="simulator steps", yscale="log" if key == "losses/alpha" else "linear")
+    axes.legend()
+    figure.savefig(RESULTS / f"{suite.results}-{suite.watched}.png", dpi=120)
+
+
+def write(rows: list[dict], name: str):
+    with open(RESULTS / f"{name}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main():
     args = tyro.cli(Args)
-    jobs = [(env_id, seed, flags) for env_id, (seeds, flags) in RUNS.items() for seed in range(1, seeds + 1)]
+    suite = SUITES[args.suite]
+    jobs = [(env_id, seed) for env_id, (seeds, _) in suite.runs.items() for seed in range(1, seeds + 1)]
     with ThreadPoolExecutor(args.jobs) as pool:
-        codes = list(pool.map(lambda job: train(*job), jobs))
+        codes = list(pool.map(lambda job: train(suite, *job), jobs))
     if any(codes):
         sys.exit("some runs failed: run this command again to continue them")
-    rows = collect()
+    rows, watched = collect(suite)
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "learning.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, args.reference)
-    for env_id in RUNS:
+    write(rows, suite.results)
+    draw(suite, rows, args.reference)
+    if suite.watched:
+        write(watched, f"{suite.results}-{suite.watched}")
+        draw_watched(suite, watched)
+    for env_id in suite.runs:
         end = max(row["step"] for row in rows if row["env_id"] == env_id)
         final = [row["return_mean"] for row in rows if row["env_id"] == env_id and row["step"] == end]
         print(f"{env_id} at {end} steps: mean {sum(final) / len(final):.1f} of {final}")

@@ -54,6 +54,18 @@ def test_an_episode_of_1000_steps_is_truncated_not_terminated():
     assert ends == [(False, False)] * 999 + [(False, True)]
 
 
+def test_lqr_whose_actions_have_no_limits_is_acted_on_within_one():
+    bare = suite.load("lqr", "lqr_2_1", task_kwargs={"random": 1})
+    bare.reset()
+    env = make("lqr-lqr_2_1")
+    env.reset(seed=1)
+    for action in (-1.0, 1.0, 0.25):
+        expected = bare.step([action])
+        obs, reward, *_ = env.step(np.full(1, action, np.float32))
+        np.testing.assert_array_equal(obs, np.concatenate([*expected.observation.values()]))
+        assert reward == expected.reward
+
+
 def test_action_repeat_sums_rewards_and_counts_simulator_steps():
     once, thrice = make("cartpole-balance"), make("cartpole-balance", action_repeat=3)
     action = np.full(1, 0.3, np.float32)

@@ -111,7 +111,7 @@ def run_through(folder, env, extra="", script="sac_continuous"):
 
 CASES = [("sac_continuous", env, n, "") for env in ("Pendulum-v1", "Hopper-v4", "BipedalWalker-v3") for n in (1, 4)]
 CASES += [("sac_continuous", "Hopper-v4", 2, "--compile on")]
-CASES += [("sac_dmc", "pendulum-swingup", 1, ""), ("sac_dmc", "cartpole-swingup", 2, "--action-repeat 2")]
+CASES += [("sac_dmc", "lqr-lqr_2_1", 1, ""), ("sac_dmc", "cartpole-swingup", 2, "--action-repeat 2")]
 
 
 @pytest.mark.parametrize("script, env, num_envs, extra", CASES)
