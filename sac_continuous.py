@@ -128,15 +128,15 @@ class Critics(nn.Module):
         widths = [obs_dim + action_dim, hidden, hidden, 1]
         self.weights = nn.ParameterList([torch.empty(count, *fans) for fans in zip(widths, widths[1:])])
         self.biases = nn.ParameterList([torch.zeros(count, 1, width) for width in widths[1:]])
-        for critic_weight in (w for weight in self.weights for w in weight):  # Xavier would misread a 3-d tensor's fans
+        for critic_weight in (w for weight in self.weights for w in weight.data):  # by itself: Xavier is for matrices
             nn.init.xavier_uniform_(critic_weight)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Q-values (C, B) of observations (B, O) and actions (B, A)."""
         x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)
-        x = F.relu(torch.baddbmm(self.biases[0], x, self.weights[0]))
-        x = F.relu(torch.baddbmm(self.biases[1], x, self.weights[1]))
-        return (x * self.weights[2].mT).sum(-1) + self.biases[2].squeeze(-1)  # for one output faster than a product
+        for weight, bias in list(zip(self.weights, self.biases))[:-1]:
+            x = F.relu(torch.baddbmm(bias, x, weight))
+        return (x * self.weights[-1].mT).sum(-1) + self.biases[-1].squeeze(-1)  # for one output faster than a product
 
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, arXiv 1412.6980). torch.optim's cannot be part of one compiled graph; this one can."""
@@ -182,6 +182,7 @@ class SAC(nn.Module):
         q = self.critics(batch.obs, batch.action)
         critic_loss = (q - target_q).square().mean()  # (2)
         self.critic_optimizer.minimize(critic_loss)
+        losses = {"qf_loss": critic_loss, "qf1_values": q[0].mean(), "target_q": target_q.mean(), "alpha": alpha}
 
         action, log_prob = self.actor(batch.obs, noise[1])
         actor_loss = (alpha * log_prob - self.critics(batch.obs, action).amin(0)).mean()  # (3)
@@ -190,11 +191,10 @@ class SAC(nn.Module):
         entropy = -log_prob.detach().mean()
         alpha_loss = self.log_alpha * (entropy - self.target_entropy)  # (4)
         self.alpha_optimizer.minimize(alpha_loss)
+        losses |= {"actor_loss": actor_loss, "alpha_loss": alpha_loss, "entropy": entropy}
         with torch.no_grad():
             for target, source in zip(self.target_critics.parameters(), self.critics.parameters()):
                 target.lerp_(source, self.tau)
-        losses = {"qf_loss": critic_loss, "actor_loss": actor_loss, "alpha_loss": alpha_loss, "alpha": alpha}
-        losses |= {"qf1_values": q[0].mean(), "target_q": target_q.mean(), "entropy": entropy}
         return {f"losses/{name}": value.detach() for name, value in losses.items()}
 
     @torch.no_grad()
@@ -363,7 +363,7 @@ def main():
         torch._dynamo.mark_static_address(buffer.rows)  # CUDA graphs read it where it lies
         options = {"triton.cudagraphs" if device.type == "cuda" else "cpp_wrapper": True}  # what it costs to call them
         options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # nothing it would look at changes here
-        learn, act = (torch.compile(function, fullgraph=True, options=options) for function in (learn, act))
+        learn, act = (torch.compile(f, fullgraph=True, dynamic=False, options=options) for f in (learn, act))
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
     timer, envs, seen = (step, time.time()), None, np.full(3, -math.inf)
     resume = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
@@ -400,7 +400,7 @@ def main():
             action = act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
         for _ in range(min(n_envs, step + stride - args.learning_starts)):  # as many updates as actions
             noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
-            losses = learn(buffer.sample(args.batch_size, random), noise)  # a GPU does it while the environments step
+            losses |= learn(buffer.sample(args.batch_size, random), noise)  # a GPU does it while the environments step
         if torch.get_num_threads() > 1 and time.time() > seen[0] + 2:  # 100 times slower than one if others work
             now = np.array([time.time(), time.process_time(), psutil.Process().num_ctx_switches().involuntary])
             (seconds, computed, displaced), seen = now - seen, now
