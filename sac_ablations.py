@@ -65,7 +65,7 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
     n_critics: int = 2  # critics: how many
-    critics_subset: int = 0  # critics: so many, drawn anew for each update, make the target (REDQ); 0: all
+    critics_subset: int = 0  # critics: so many, drawn anew, make the target, and the policy follows the mean (REDQ); 0: no
     policy_frequency: int = 1  # delay: critic updates per policy update
     compensate: bool = True  # delay: as many policy updates at once make up for it
     autotune: bool = True  # temperature: learn it
@@ -123,8 +123,8 @@ class Batch(NamedTuple):
 class ReplayBuffer:
     """Ring of the newest `capacity` transitions on `device`, one float32 row each, columns in the order of Batch."""
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device="cpu", knobs: Args = Args()):  # PER
-        self.knobs, self.weight = knobs, torch.ones(knobs.batch_size, device=device)  # PER: of the last batch
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device="cpu", knobs: Args = Args()):  # CER, PER
+        self.knobs, self.weight = knobs, torch.ones(knobs.batch_size, device=device)  # CER, PER: of the last batch
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim] + [1] * knobs.prioritized_replay  # PER
         self.rows = torch.empty(capacity, sum(self.widths), device=device)  # memory is taken as rows fill
         self.count = 0  # transitions ever added
@@ -287,11 +287,11 @@ class SAC(nn.Module):
         self.critic_optimizer.minimize(critic_loss)
         losses = {"qf_loss": critic_loss, "qf1_values": q[0].mean(), "target_q": target_q.mean(), "alpha": alpha}
 
-        if self.knobs.prioritized_replay:  # PER
-            losses["td_error"] = (q - target_q).abs().mean(0)
+        losses |= {"td_error": (q - target_q).abs().mean(0)} if self.knobs.prioritized_replay else {}  # PER
         for actor_noise in noise[1:]:  # delay: as much of it as there are updates of the policy
             action, log_prob = self.actor(batch.obs, actor_noise)
-            actor_loss = (alpha * log_prob - self.critics(batch.obs, action).amin(0)).mean()  # (3)
+            q = getattr(self.critics(batch.obs, action), "mean" if self.knobs.critics_subset else "amin")(0)  # critics
+            actor_loss = (alpha * log_prob - q).mean()  # (3)
             if (l2 := self.knobs.policy_l2) > 0:  # head
                 actor_loss = actor_loss + l2 / 2 * sum(p.square().sum() for p in self.actor.parameters())
             self.actor_optimizer.minimize(actor_loss)
@@ -463,8 +463,8 @@ def main():
             compiled = False
             print("no C++ compiler that works: the update runs uncompiled, which is slower", flush=True)
     args.compile = "on" if compiled else "off"  # resumed, a run goes on as it began, whatever its new length
-    capacity = min(args.buffer_size, max(args.total_timesteps, step) + n_envs)  # PER
-    buffer = ReplayBuffer(capacity, obs_dim, action_dim, device, args)  # PER
+    capacity = min(args.buffer_size, max(args.total_timesteps, step) + n_envs)  # CER, PER
+    buffer = ReplayBuffer(capacity, obs_dim, action_dim, device, args)  # CER, PER
     random = torch.Generator(device).manual_seed(args.seed)  # of everything random but the environments
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}"
     folder = args.resume or Path("runs", re.sub(r"[^\w.-]+", "-", name))

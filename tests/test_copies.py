@@ -1,7 +1,12 @@
-"""The scripts are copies of each other: they differ where a reader is told that they do, and nowhere else."""
+"""The scripts are copies of each other: they differ where a reader is told that they do, and nowhere else.
+
+python tests/test_copies.py  # write the numbers of lines into the README's table of knobs
+"""
 
 import ast
 import difflib
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +57,74 @@ def test_a_difference_in_its_place_is_allowed():
     text = PARENT.read_text()
     assert not strays(text, text.replace("seed: int = 1 ", "seed: int = 2 "), {"Args"})
     assert strays(text, text.replace("seed: int = 1 ", "seed: int = 2 "), {"make_env"})
+
+
+# sac_ablations.py: what differs may stand anywhere, but names its knob
+
+ABLATIONS = ROOT / "sac_ablations.py"
+README = ROOT / "README.md"
+ROW = re.compile(r"^\| `# (\w+)` \|.*\| (\d+) \|$", re.M)  # of the table of knobs: name, ..., number of lines
+NOT_A_KNOB = {"all"}  # the limits of the knobs' flags
+
+
+def additions(parent: str, copy: str) -> list[int]:
+    """The lines of `copy`, counted from 0, that `diff` marks with `>`."""
+    operations = difflib.SequenceMatcher(None, parent.splitlines(), copy.splitlines(), autojunk=False).get_opcodes()
+    return [n for operation, _, _, b1, b2 in operations if operation in ("replace", "insert") for n in range(b1, b2)]
+
+
+def knob_of(lines: list[str], n: int, knobs: set[str]) -> str:
+    """The knob that line n is for: the first in its own comment, else that of the block it stands in, else none."""
+    for comment in re.findall("# ([^#]+)", lines[n]):
+        found = re.match(r"[\w, ]*", comment)[0].strip().split(", ")
+        if set(found) <= knobs:
+            return found[0]
+    indent = len(lines[n]) - len(lines[n].lstrip())
+    outer = indent if lines[n].strip(")]}") == "" else indent - 1  # a closing bracket belongs to the line that opens it
+    for above in range(n - 1, -1, -1):
+        if lines[above].strip() and len(lines[above]) - len(lines[above].lstrip()) <= outer:
+            return knob_of(lines, above, knobs)
+    return ""
+
+
+def of_knobs(parent: str, copy: str, knobs: set[str]) -> dict[str, int]:
+    """How many lines each knob takes; those that name none count for the empty name."""
+    lines, count = copy.splitlines(), dict.fromkeys([*knobs, ""], 0)
+    untold = set(range(ast.parse(copy).body[0].end_lineno))  # header and docstring
+    untold |= {n for n, line in enumerate(lines) if not line.strip() or "exp_name: str" in line}
+    for n in set(additions(parent, copy)) - untold:
+        count[knob_of(lines, n, knobs)] += 1
+    return count
+
+
+def test_every_addition_names_its_knob_and_the_readme_counts_them():
+    table = dict(ROW.findall(README.read_text()))
+    count = of_knobs(PARENT.read_text(), ABLATIONS.read_text(), {*table, *NOT_A_KNOB})
+    assert count.pop("") == 0 and all(count.values())
+    assert {name: int(lines) for name, lines in table.items()} == {name: count[name] for name in table}
+    assert len(additions(PARENT.read_text(), ABLATIONS.read_text())) <= 180
+    assert count["value"] <= 20 and count["PER"] <= 20
+
+
+def test_an_addition_without_a_name_is_found():
+    text, knobs = PARENT.read_text(), {"critics", "delay"}
+    line = "        self.tau = 1.0"
+    assert "        alpha = self.log_alpha" in text
+    for addition, expected in [
+        (line, {"": 1}),
+        (f"{line}  # why", {"": 1}),
+        (f"{line}  # delay", {"delay": 1}),
+        (f"{line}  # critics, delay: why", {"critics": 1}),
+        (f"        if True:  # critics\n    {line}\n    {line}", {"critics": 3}),
+        (f"        if True:  # critics\n    {line}  # delay\n{line}", {"critics": 1, "delay": 1, "": 1}),
+    ]:
+        changed = text.replace("        alpha = self.log_alpha", f"{addition}\n        alpha = self.log_alpha", 1)
+        count = of_knobs(text, changed, knobs)
+        assert {name: lines for name, lines in count.items() if lines} == expected
+
+
+if __name__ == "__main__":
+    count = of_knobs(PARENT.read_text(), ABLATIONS.read_text(), {*dict(ROW.findall(README.read_text())), *NOT_A_KNOB})
+    number = lambda row: f"{row[0].rsplit('|', 2)[0]}| {count[row[1]]} |"
+    README.write_text(ROW.sub(number, README.read_text()))
+    sys.exit("lines that name no knob" if count[""] else 0)

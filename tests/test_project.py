@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "sac_continuous.py"
-SCRIPTS = [SCRIPT, ROOT / "sac_dmc.py"]
+SCRIPTS = [SCRIPT, ROOT / "sac_dmc.py", ROOT / "sac_ablations.py"]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
@@ -26,6 +26,8 @@ RUNS = {
     "WANDB_MODE=offline python sac_continuous.py --env-id Pendulum-v1 --track": SHORT,
     "python sac_dmc.py --env-id walker-walk": SHORT,
     "python sac_dmc.py --list-tasks": "",
+    "python sac_ablations.py --env-id Hopper-v4 --n-critics 5": SHORT,
+    "python sac_ablations.py --env-id Hopper-v4 --preset spinningup": SHORT,
     "python sac_continuous.py --resume runs/FOLDER": "",
     "python sac_continuous.py --evaluate runs/FOLDER --capture-video": "",
 }
@@ -54,6 +56,7 @@ def test_the_header_pins_what_requirements_pin():
     assert sorted(header()) == sorted(line for line in lines if line and not line.startswith("#"))
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; python_version .+)?", line) for line in header())
     everywhere = [line.split(";")[0] if line.startswith("dm-control") else line for line in header()]
+    assert header(ROOT / "sac_ablations.py") == header()
     assert header(ROOT / "sac_dmc.py") == everywhere  # uv can do without labmaze, which keeps pip from it
 
 
