@@ -65,7 +65,7 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
     n_critics: int = 2  # critics: how many
-    critics_subset: int = 0  # critics: so many, drawn anew, make the target, and the policy follows the mean (REDQ); 0: no
+    critics_subset: int = 0  # critics: so many, drawn anew, make the target; the policy follows the mean (REDQ); 0: no
     policy_frequency: int = 1  # delay: critic updates per policy update
     compensate: bool = True  # delay: as many policy updates at once make up for it
     autotune: bool = True  # temperature: learn it
