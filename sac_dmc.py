@@ -223,7 +223,9 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         from dm_control import suite
         from shimmy import DmControlCompatibilityV0
     except ImportError as error:
-        fail(f"{error}: pip install shimmy dm-control; from Python 3.13 on, as the README says under DeepMind Control")
+        by_hand = "dm-env dm-tree glfw lxml pyopengl pyparsing requests scipy shimmy"  # all but labmaze
+        by_hand = f"pip install --no-deps dm-control==1.0.44 && pip install {by_hand}"
+        fail(f"{error}: pip install shimmy dm-control; from Python 3.13 on, where labmaze is missing: {by_hand}")
     tasks = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     if args.list_tasks:
         print(*tasks, sep="\n")

@@ -1,6 +1,7 @@
 """sac_dmc.py: every task of the suite, its names and mistakes, action repeat, video. (Exact resume: test_resume.py.)"""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,7 +120,10 @@ def test_without_dm_control_one_line_says_how_to_install_it(tmp_path):
     environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
     result = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "pip install shimmy dm-control" in result.stderr and "3.13" in result.stderr
+    assert "pip install shimmy dm-control" in result.stderr and "Python 3.13 on" in result.stderr
+    recipe = re.search("pip install --no-deps (.*) && pip install (.*)", result.stderr)
+    readme = (SCRIPT.parent / "README.md").read_text()
+    assert recipe[1] in readme and all(package in readme for package in recipe[2].split())
 
 
 def test_video_without_a_screen(tmp_path):
