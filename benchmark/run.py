@@ -1,0 +1,268 @@
+"""Run the studies of benchmark/studies.py, several runs at a time.
+
+    python -m benchmark.run --list         # the studies, and what they cost
+    python -m benchmark.run F5 F4          # one after the other; what they share is run once
+    python -m benchmark.run F1 --jobs 4    # four runs at a time, each with one thread
+
+Stop it with Ctrl-C, or lose it in any other way: started again, it continues. A run is known by its script's content
+and by its settings: what is finished, here or in the committed results, is not run again; what was stopped goes on from
+its checkpoint. A run that fails is tried once more and then reported, while the others go on.
+"""
+
+import csv
+import ctypes
+import fcntl
+import functools
+import hashlib
+import importlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import psutil
+import tyro
+
+from benchmark.studies import STUDIES, Study
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmark" / "results"
+STEPS_PER_SECOND = 150  # of one run with one thread, for estimates before anything has run (results/speed.md)
+
+
+@dataclass
+class Args:
+    studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # names, as --list prints them
+    list: bool = False  # print the studies, with steps and hours, and stop
+    variants: tuple[str, ...] = ()  # run these variants alone, by their labels
+    jobs: int = psutil.cpu_count(logical=False) or 1  # runs at a time
+    threads: int = 1  # of each run
+    track: bool = False  # to Weights & Biases, grouped by study and tagged by variant
+
+
+class Run(NamedTuple):
+    study: str
+    script: str
+    env_id: str
+    variant: str
+    seed: int
+    steps: int
+    flags: tuple[str, ...]  # all but the seed
+
+    @property
+    def key(self) -> str:
+        """What the run is known by: the same for all studies that share it, another when script or settings change."""
+        return key_of(self.script, self.flags)
+
+    @property
+    def name(self) -> str:
+        """How the script begins the name of its run folder."""
+        return re.sub(r"[^\w.-]+", "-", f"{self.env_id}__{self.key}__{self.seed}")
+
+    def folder(self, runs: Path) -> Path | None:
+        return max(runs.glob(f"{self.name}__*"), default=None)
+
+    def finished(self, runs: Path) -> bool:
+        folder = self.folder(runs)
+        return bool(folder and (folder / "model.pt").exists()) or (self.env_id, self.key, str(self.seed)) in committed()
+
+    def command(self, runs: Path) -> list[str]:
+        """What begins the run, or continues it."""
+        script = [sys.executable, str(ROOT / self.script)]
+        if (folder := self.folder(runs)) and (folder / "checkpoint.pt").exists():
+            return [*script, "--resume", f"runs/{folder.name}"]
+        return [*script, *self.flags, "--seed", str(self.seed), "--exp-name", self.key]
+
+
+@functools.cache
+def key_of(script: str, flags: tuple[str, ...]) -> str:
+    settings = vars(tyro.cli(importlib.import_module(Path(script).stem).Args, args=flags))
+    settings = {name: value for name, value in settings.items() if name not in ("seed", "threads", "exp_name")}
+    return hashlib.sha256(f"{(ROOT / script).read_text()}{sorted(settings.items())}".encode()).hexdigest()[:10]
+
+
+@functools.cache
+def committed() -> set[tuple[str, str, str]]:
+    """Environment, key and seed of the runs whose results are in the repository."""
+    rows = (row for path in RESULTS.glob("*/returns.csv") for row in csv.DictReader(open(path)))
+    return {(row["env_id"], row["key"], row["seed"]) for row in rows}
+
+
+def runs_of(name: str, study: Study, threads: int = 1, variants: tuple[str, ...] = ()) -> list[Run]:
+    """All runs of a study: all first seeds, then all second ones, so that it is worth something wherever it stops."""
+    grid = []
+    for seed in range(1, study.seeds + 1):
+        for env_id, steps in study.envs.items():
+            for label, flags in study.variants.items():
+                if not variants or label in variants:
+                    flags = f"--env-id {env_id} --total-timesteps {steps} {study.flags} {flags} --threads {threads}"
+                    grid.append(Run(name, study.script, env_id, label, seed, steps, tuple(shlex.split(flags))))
+    return grid
+
+
+def fail(message: str):
+    print("error:", message, file=sys.stderr)
+    sys.exit(2)
+
+
+def print_list():
+    for name, study in STUDIES.items():
+        runs = runs_of(name, study)
+        steps = sum(run.steps for run in runs)
+        cost = f"{len(runs)} runs, {steps / 1e6:.1f}M steps, about {steps / STEPS_PER_SECOND / 3600:.0f} core-hours"
+        print(f"{name:8} {cost}\n         {study.claim or study.note or 'a benchmark'}")
+
+
+def die_with_parent():
+    """In the child, before its program starts: a runner that is killed takes its runs along (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+@dataclass
+class Job:
+    run: Run
+    tries: int = 0
+    process: subprocess.Popen | None = None
+    log: Path = field(init=False)
+
+    def start(self, runs: Path, track: bool) -> bool:
+        """Whether the run was started; not so while another runner has it."""
+        self.log = runs / "logs" / f"{self.run.name}.txt"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(self.log.with_suffix(".lock"), "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child inherits it: it is held as long as that lives
+        except BlockingIOError:
+            return False
+        tracking = dict(WANDB_RUN_GROUP=self.run.study, WANDB_TAGS=self.run.variant) if track else {}
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                [*self.run.command(runs), *["--track"] * track],
+                cwd=runs.parent,
+                env=os.environ | tracking,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,  # Ctrl-C at the terminal is for the runner alone
+                preexec_fn=die_with_parent,
+            )
+        lock.close()
+        self.tries += 1
+        return True
+
+    def progress(self) -> tuple[int, float, str]:
+        """Step, steps per second and last return, from the end of the log."""
+        with open(self.log, "rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 4000))
+            said = file.read().decode(errors="replace")
+        found = re.findall(r"step (\d+), (\d+) steps/s, .* return (\S+),", said)
+        return (int(found[-1][0]), float(found[-1][1]), found[-1][2]) if found else (0, 0.0, "nan")
+
+    def last_words(self) -> str:
+        return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-5:])
+
+
+@dataclass
+class Board:
+    """One overview, drawn anew on a terminal, and told line by line elsewhere."""
+
+    total: int
+    drawn: int = 0  # lines on the terminal
+    told: float = 0.0  # when the last line was
+
+    def say(self, message: str):
+        self.clear()
+        print(message, flush=True)
+
+    def clear(self):
+        if self.drawn:
+            print(f"\033[{self.drawn}A\033[J", end="")
+            self.drawn = 0
+
+    def show(self, waiting: list[Job], running: list[Job], done: int, failed: list[Job]):
+        progress = [job.progress() for job in running]
+        speed = sum(speed for _, speed, _ in progress) or STEPS_PER_SECOND * max(1, len(running))
+        left = sum(job.run.steps for job in [*waiting, *running]) - sum(step for step, *_ in progress)
+        counts = f"done {done}, running {len(running)}, waiting {len(waiting)}, failed {len(failed)} of {self.total}"
+        lines = [f"{counts}; {left / speed / 3600:.1f} hours left"]
+        for job, (step, speed, last) in zip(running, progress):
+            run = job.run
+            lines.append(f"  {run.study} {run.env_id}, {run.variant}, seed {run.seed}: step {step} of {run.steps}")
+            lines[-1] += f", {speed:.0f} steps/s, return {last}"
+        if sys.stdout.isatty():
+            self.clear()
+            width = os.get_terminal_size().columns
+            print(*(line[: width - 1] for line in lines), sep="\n", flush=True)
+            self.drawn = len(lines)
+        elif time.time() > self.told + 60:
+            print(lines[0], flush=True)
+            self.told = time.time()
+
+
+def execute(jobs: list[Job], parallel: int, runs: Path, track: bool, done: int = 0) -> list[Job]:
+    """Run all jobs, `parallel` at a time; those that failed twice."""
+    board, waiting, running, failed = Board(len(jobs) + done), list(jobs), [], []
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                if len(running) < parallel and job.start(runs, track):
+                    waiting.remove(job)
+                    running.append(job)
+            for job in list(running):
+                if (code := job.process.poll()) is None:
+                    continue
+                running.remove(job)
+                if code == 0:
+                    done += 1
+                    board.say(f"done: {job.run.study} {job.run.env_id}, {job.run.variant}, seed {job.run.seed}")
+                elif job.tries < 2:
+                    waiting.insert(0, job)
+                else:
+                    failed.append(job)
+                    board.say(f"failed with exit code {code}: {job.log}\n{job.last_words()}")
+            board.show(waiting, running, done, failed)
+            time.sleep(0.5)
+    finally:  # Ctrl-C, or a fault of this program
+        for job in running:
+            job.process.send_signal(signal.SIGINT)  # the script leaves at once, its last checkpoint is whole
+        for job in running:
+            job.process.wait()
+    board.clear()
+    return failed
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    if args.list:
+        return print_list()
+    if not args.studies or (unknown := [name for name in args.studies if name not in STUDIES]):
+        fail(f"no study {unknown[0] if args.studies else 'named'}; there are {', '.join(STUDIES)}")
+    labels = {label for name in args.studies for label in STUDIES[name].variants}
+    if unknown := set(args.variants) - labels:
+        fail(f"--variants {unknown.pop()}: there are {', '.join(sorted(labels))}")
+    if args.jobs < 1 or args.threads < 1:
+        fail("--jobs and --threads must be at least 1")
+    sys.path.insert(0, str(ROOT))
+    runs = Path.cwd() / "runs"
+    grid = [run for name in args.studies for run in runs_of(name, STUDIES[name], args.threads, args.variants)]
+    unique = list({(run.key, run.seed): run for run in reversed(grid)}.values())[::-1]  # shared runs: the first study's
+    todo = [Job(run) for run in unique if not run.finished(runs)]
+    print(f"{len(unique)} runs, {len(unique) - len(todo)} finished before")
+    try:
+        failed = execute(todo, args.jobs, runs, args.track, len(unique) - len(todo))
+    except KeyboardInterrupt:
+        sys.exit(f"stopped, to continue: {shlex.join(['python', '-m', 'benchmark.run', *sys.argv[1:]])}")
+    if failed:
+        sys.exit(f"{len(failed)} runs failed, the others are finished: see {runs / 'logs'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Named studies: what to run, and the rules by which the claim behind it is judged, fixed before the first run.
+
+    python -m benchmark.run --list
+
+A study of your own is one more entry in STUDIES. The claims F1 to F17 come from published projects: [0] a student
+project on SAC and its hyperparameters on the DeepMind Control Suite, [2] a blog post that compares four
+implementations, [3] a report on SAC with a value network on LunarLander, [4] a thesis on SAC and PPO in a game engine.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What must hold in one environment at the end of training: `variant` is above, below or like `other`.
+
+    Judged by the 95 % bootstrap interval, over seeds, of the difference of means. Above, or below: confirmed where it
+    lies above, or below, zero, refuted where it lies on the other side. Like: confirmed where it lies within 10 % of
+    `other`, refuted where it has no part of that. Undecided in all other cases.
+    """
+
+    env_id: str
+    variant: str
+    relation: Literal["above", "below", "like"]
+    other: str | float  # a variant, or a number
+    measure: Literal["return", "steps per second"] = "return"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs: environments by variants by seeds. Its claim is confirmed if all rules are, refuted if one is."""
+
+    envs: dict[str, int]  # environment: steps
+    variants: dict[str, str]  # label: flags; the first is what the others are compared with
+    claim: str = ""  # what the source says; a study without is a benchmark
+    rules: tuple[Rule, ...] = ()
+    script: str = "sac_ablations.py"
+    seeds: int = 5
+    flags: str = ""  # of all its runs
+    note: str = ""  # where the study differs from its source
+
+
+def each(envs: list[str], variants: list[str], relation: str, other: str | float, measure: str = "return") -> tuple:
+    return tuple(Rule(env_id, variant, relation, other, measure) for env_id in envs for variant in variants)
+
+
+def steps(amount: int, envs: list[str]) -> dict[str, int]:
+    return dict.fromkeys(envs, amount)
+
+
+BALANCE, SWINGUP = "shimmy:dm_control/cartpole-balance-v0", "shimmy:dm_control/cartpole-swingup-v0"
+WALKER, LANDER = "shimmy:dm_control/walker-walk-v0", "LunarLanderContinuous-v3"
+CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [0] go
+OFTEN = "--eval-frequency 5000"  # in runs as short as these
+SOLVED = 800.0  # of 1000, on swingup
+LANDED = 200.0  # from where Gymnasium counts the landing as solved
+MUJOCO = ["Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4"]
+SUITE = ["cartpole-balance", "cartpole-swingup", "ball_in_cup-catch", "walker-walk", "cheetah-run"]
+SUITE += ["finger-spin", "hopper-stand", "pendulum-swingup", "reacher-easy", "walker-run"]
+LANDER_OF_3 = "--policy-lr 3e-3 --q-lr 3e-3 --hidden 200 --batch-size 200 --buffer-size 50000 --no-autotune"
+GAMMAS = {f"gamma {gamma}": f"--gamma {gamma}" for gamma in (0.99, 0.8, 0.86, 0.9, 0.95)}
+
+STUDIES = {
+    "F1": Study(
+        CARTPOLES,
+        GAMMAS,
+        "[0] A higher discount is more stable: 0.8 drops on balance; on swingup 0.86 drops and 0.9 is best",
+        (
+            Rule(BALANCE, "gamma 0.8", "below", "gamma 0.99"),
+            Rule(SWINGUP, "gamma 0.86", "below", "gamma 0.9"),
+            *each([SWINGUP], ["gamma 0.8", "gamma 0.95", "gamma 0.99"], "below", "gamma 0.9"),
+        ),
+        flags=OFTEN,
+    ),
+    "F2": Study(
+        CARTPOLES,
+        GAMMAS,
+        "[0] The time per step falls with a higher discount",
+        each([*CARTPOLES], ["gamma 0.99"], "above", "gamma 0.8", "steps per second"),
+        flags=OFTEN,
+        note="the runs of F1; on a machine whose load varies the speeds vary too",
+    ),
+    "F3": Study(
+        CARTPOLES,
+        {f"tau {tau}": f"--tau {tau}" for tau in (0.005, 0.01, 0.05, 0.1, 0.5)},
+        "[0] On swingup tau 0.01 and 0.05 fail, on balance 0.005 is the most stable",
+        each([SWINGUP], ["tau 0.01", "tau 0.05"], "below", SOLVED)
+        + each([BALANCE], ["tau 0.01", "tau 0.05"], "below", "tau 0.005"),
+        flags=OFTEN,
+        note="0.1 and 0.5 are not in the source",
+    ),
+    "F4": Study(
+        {SWINGUP: 50_000},
+        {"alpha learned": ""} | {f"alpha {alpha}": f"--no-autotune --alpha {alpha}" for alpha in (0.01, 0.074, 0.2)},
+        "[0] No fixed alpha solves swingup, a learned one does",
+        each([SWINGUP], ["alpha 0.01", "alpha 0.074", "alpha 0.2"], "below", SOLVED)
+        + each([SWINGUP], ["alpha learned"], "above", SOLVED),
+        flags=OFTEN,
+    ),
+    "F5": Study(
+        {SWINGUP: 50_000},
+        {f"alpha from {alpha}": f"--alpha {alpha}" for alpha in (1.0, 0.0001, 0.05, 0.07, 0.08)},
+        "[0] The initial alpha is critical on swingup: 0 never learns, 0.05 is slower than 0.07, 0.08 fails",
+        each([SWINGUP], ["alpha from 0.0001", "alpha from 0.08"], "below", SOLVED)
+        + each([SWINGUP], ["alpha from 0.05"], "below", "alpha from 0.07"),
+        flags=OFTEN,
+        note="0.0001 stands for 0, of which there is no logarithm",
+    ),
+    "F6": Study(
+        CARTPOLES,
+        {f"{n} layers": f"--layers {n}" for n in (2, 1, 3, 4)},
+        "[0] Each added hidden layer does worse",
+        tuple(Rule(env_id, f"{n} layers", "below", f"{n - 1} layers") for env_id in CARTPOLES for n in (2, 3, 4)),
+        flags=OFTEN,
+    ),
+    "F7": Study(
+        CARTPOLES,
+        {f"{init} weights": f"--init {init}" for init in ("xavier", "orthogonal", "normal", "torch")},
+        "[0] Orthogonal initial weights are dramatically better than normal ones",
+        each([*CARTPOLES], ["orthogonal weights"], "above", "normal weights"),
+        flags=OFTEN,
+        note="normal: of variance 1, PyTorch's default; the source names no other",
+    ),
+    "F8": Study(
+        CARTPOLES,
+        {
+            "rates 3e-4, 1e-3": "",
+            "rates 2e-3, 6e-3": "--policy-lr 2e-3 --q-lr 6e-3",
+            "rates 3e-4, 3e-4": "--q-lr 3e-4",
+            "rates 1e-3, 1e-3": "--policy-lr 1e-3",
+        },
+        "[0] Learning rates of 2e-3 (policy) and 6e-3 (critics) are best",
+        tuple(
+            Rule(env_id, "rates 2e-3, 6e-3", "above", f"rates {other}")
+            for env_id in CARTPOLES
+            for other in ("3e-4, 1e-3", "3e-4, 3e-4", "1e-3, 1e-3")
+        ),
+        flags=OFTEN,
+        note="the source does not say on which task",
+    ),
+    "F9": Study(
+        {WALKER: 100_000},
+        {"default": ""},
+        "[0] On walker walk alpha grows exponentially and the losses explode",
+        (Rule(WALKER, "default", "below", 200.0),),
+        note="an exploding run stays near the return of random actions, about 40",
+    ),
+    "F10": Study(
+        steps(1_000_000, MUJOCO),
+        {"alpha learned": ""} | {f"alpha {alpha}": f"--no-autotune --alpha {alpha}" for alpha in (0.1, 0.2, 0.35, 1.0)},
+        "[2] The best fixed alpha differs per task: high on Hopper, low on HalfCheetah; learned is worst on Humanoid",
+        (
+            Rule("Hopper-v4", "alpha 1.0", "above", "alpha 0.1"),
+            Rule("HalfCheetah-v4", "alpha 0.1", "above", "alpha 1.0"),
+            Rule("Ant-v4", "alpha 0.2", "above", "alpha 1.0"),
+            *each(["Humanoid-v4"], ["alpha 0.1", "alpha 0.2", "alpha 0.35", "alpha 1.0"], "above", "alpha learned"),
+        ),
+    ),
+    "F11": Study(
+        steps(1_000_000, MUJOCO),
+        {f"{n} critics": f"--n-critics {n}" for n in (2, 1, 3, 5, 8, 10)},
+        "[2] 2 critics are far better than 1; 3 better still on Hopper, Walker2d and Ant; 5, 8 and 10 no better than 1",
+        each(MUJOCO, ["2 critics"], "above", "1 critics")
+        + each(["Hopper-v4", "Walker2d-v4", "Ant-v4"], ["3 critics"], "above", "2 critics")
+        + each(MUJOCO, ["5 critics", "8 critics", "10 critics"], "like", "1 critics"),
+    ),
+    "F12": Study(
+        steps(1_000_000, MUJOCO),
+        {f"delay {k}": f"--policy-frequency {k}" for k in (1, 2, 3, 5, 8)},
+        "[2] The delay of the policy's updates makes little difference",
+        each(MUJOCO, ["delay 2", "delay 3", "delay 5", "delay 8"], "like", "delay 1"),
+    ),
+    "F13": Study(
+        steps(1_000_000, MUJOCO),
+        {"clamp": "", "tanh": "--log-std tanh --log-std-min -5", "separate heads": "--heads separate"},
+        "[2] Log std by clamp or tanh, one last layer or two: they behave alike",
+        each(MUJOCO, ["tanh", "separate heads"], "like", "clamp"),
+    ),
+    "F14": Study(
+        {LANDER: 250_000},
+        {f"reward scale {scale}": f"--reward-scale {scale}" for scale in (40, 1, 5, 20)},
+        "[3] With a fixed temperature only a reward scale of 40 lands, of 1, 5, 20 and 40",
+        each([LANDER], ["reward scale 40"], "above", LANDED)
+        + each([LANDER], ["reward scale 1", "reward scale 5", "reward scale 20"], "below", LANDED),
+        flags=f"{LANDER_OF_3} --value-network --learning-starts 20000",
+    ),
+    "F15": Study(
+        {LANDER: 250_000},
+        {f"start {start}": f"--learning-starts {start}" for start in (20_000, 300, 10_000)},
+        "[3] 20,000 transitions before learning succeed, 300 and 10,000 fail more often than not",
+        each([LANDER], ["start 20000"], "above", LANDED)
+        + each([LANDER], ["start 300", "start 10000"], "below", LANDED),
+        flags=f"{LANDER_OF_3} --value-network --reward-scale 40",
+    ),
+    "F16": Study(
+        {SWINGUP: 50_000, "Hopper-v4": 300_000},
+        {"no value network": "", "value network": "--value-network"},
+        "[3] A separate value network can stabilise learning",
+        each([SWINGUP, "Hopper-v4"], ["value network"], "above", "no value network"),
+        note="an argument in the source, not an experiment; judged by the return at the end",
+    ),
+    "F17": Study(
+        {SWINGUP: 50_000, "Hopper-v4": 300_000},
+        {
+            "default": "",
+            "PER and CER": "--prioritized-replay --combined-replay",
+            "normalized observations": "--normalize-obs",
+            "spectral norm": "--spectral-norm",
+        },
+        "[4] Prioritized with combined replay, normalized observations and spectral norm help",
+        each([SWINGUP, "Hopper-v4"], ["PER and CER", "normalized observations", "spectral norm"], "above", "default"),
+        note="advice in the source, without an experiment on SAC",
+    ),
+    "mujoco": Study(steps(1_000_000, [*MUJOCO, "Swimmer-v4"]), {"default": ""}, script="sac_continuous.py"),
+    "dmc": Study(steps(500_000, SUITE), {"default": ""}, script="sac_dmc.py"),
+    "presets": Study(
+        steps(1_000_000, MUJOCO),
+        {"ours": ""} | {name: f"--preset {name}" for name in ("haarnoja", "stable-baselines", "spinningup", "yarats")},
+        note="all five in this implementation: their settings, not their code",
+    ),
+}

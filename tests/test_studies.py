@@ -1,0 +1,171 @@
+"""benchmark.run: a study that is stopped, killed or half done ends as one left alone. Small runs of real scripts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sac_ablations
+from benchmark.run import runs_of
+from benchmark.studies import STUDIES, Study
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 100 --log-frequency 20 --eval-frequency 0"
+TINY = Study({"Pendulum-v1": 700}, {"default": "", "gamma 0.9": "--gamma 0.9"}, seeds=1, flags=SMALL)
+BROKEN = Study({"Pendulum-v1": 60}, {"x": "--tau 5 --learning-starts 50"}, seeds=1, flags=SMALL)
+RUNNER = f"""
+import sys
+from benchmark import run, studies
+Study = studies.Study
+run.STUDIES.clear()
+run.STUDIES.update(tiny={TINY!r}, also={TINY!r}, broken={BROKEN!r})
+sys.argv[0] = "run"
+run.main()
+"""
+
+
+def start(folder, *flags):
+    """The runner, in a session of its own as a terminal's foreground process would be."""
+    command = [sys.executable, "-c", RUNNER, *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    kwargs = dict(cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, start_new_session=True, **kwargs)
+
+
+def weights(folder):
+    """The final weights of all runs by the beginning of their folders' names; each run must have one folder."""
+    found = {}
+    for path in (folder / "runs").glob("*/model.pt"):
+        name = path.parent.name.rsplit("__", 1)[0]
+        assert name not in found, f"{name} was run twice"
+        found[name] = torch.load(path, weights_only=True)["agent"]
+    return found
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n][k], b[n][k]) for n in a for k in a[n])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    runner = start(folder, "tiny", "also", "--jobs", "2")
+    said, _ = runner.communicate(timeout=300)
+    assert runner.returncode == 0 and "2 runs, 0 finished before" in said, said  # what two studies share is run once
+    assert said.count("done: tiny Pendulum-v1") == 2
+    return folder
+
+
+def children(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def wait_for_checkpoint(folder, process):
+    """Until some run has learned and is between two checkpoints."""
+    while process.poll() is None:
+        if any("step 3" in path.read_text() for path in folder.glob("runs/logs/*.txt")):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the study was over before it could be disturbed")
+
+
+def test_a_finished_study_is_not_run_again(undisturbed):
+    before = sorted((undisturbed / "runs").iterdir())
+    runner = start(undisturbed, "tiny")
+    said, _ = runner.communicate(timeout=100)
+    assert runner.returncode == 0 and "2 runs, 2 finished before" in said
+    assert sorted((undisturbed / "runs").iterdir()) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("how", ["Ctrl-C", "runner killed", "run killed"])
+def test_a_disturbed_study_ends_as_an_undisturbed_one(how, tmp_path, undisturbed):
+    runner = start(tmp_path, "tiny", "--jobs", "2")
+    wait_for_checkpoint(tmp_path, runner)
+    runs = children(runner)
+    assert len(runs) == 2
+    if how == "Ctrl-C":
+        os.killpg(runner.pid, signal.SIGINT)  # as the terminal does: to all of its foreground group
+        said, _ = runner.communicate(timeout=60)
+        assert runner.returncode == 1 and "to continue: python -m benchmark.run tiny --jobs 2" in said, said
+        logs = "".join(path.read_text() for path in tmp_path.glob("runs/logs/*.txt"))
+        assert logs.count("stopped, to continue") == 2 and "Traceback" not in logs
+    elif how == "runner killed":
+        runner.kill()
+        runner.communicate()
+        deadline = time.time() + 20
+        while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in runs):
+            assert time.time() < deadline, "the runs outlive their runner"
+            time.sleep(0.05)
+    else:
+        os.kill(runs[0], signal.SIGKILL)
+        said, _ = runner.communicate(timeout=300)
+        assert runner.returncode == 0 and said.count("done:") == 2, said
+    if how != "run killed":
+        assert len(weights(tmp_path)) < 2
+        runner = start(tmp_path, "tiny", "--jobs", "2")
+        said, _ = runner.communicate(timeout=300)
+        assert runner.returncode == 0, said
+    assert same(weights(tmp_path), weights(undisturbed))
+
+
+def test_two_runners_share_a_study(tmp_path, undisturbed):
+    runners = [start(tmp_path, "tiny", "--jobs", "1") for _ in range(2)]
+    for runner in runners:
+        said, _ = runner.communicate(timeout=300)
+        assert runner.returncode == 0, said
+    assert same(weights(tmp_path), weights(undisturbed))  # which also says that no run was run twice
+
+
+def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(tmp_path):
+    runner = start(tmp_path, "broken", "tiny", "--variants", "x", "default", "--jobs", "2")
+    said, _ = runner.communicate(timeout=300)
+    assert runner.returncode == 1 and said.count("done:") == 1 and said.count("failed with exit code 2") == 1, said
+    assert "error: --tau must lie in" in said
+    (log,) = [path for path in tmp_path.glob("runs/logs/*.txt") if "--tau" in path.read_text()]
+    assert log.read_text().count("error: --tau") == 2
+
+
+@pytest.mark.parametrize(
+    "flags, answer",
+    [
+        (["F99"], "no study F99"),
+        ([], "no study named"),
+        (["tiny", "--variants", "y"], "--variants y"),
+        (["tiny", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_mistakes_get_one_line(flags, answer, tmp_path):
+    runner = start(tmp_path, *flags)
+    said, _ = runner.communicate(timeout=100)
+    assert runner.returncode == 2 and said.count("\n") == 1 and said.startswith("error:") and answer in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_tell_runs_apart_and_scripts_too():
+    a, b = (runs_of("x", Study({"Pendulum-v1": 100}, {"v": flags}, seeds=1))[0] for flags in ("", "--tau 0.005"))
+    c = runs_of("y", Study({"Pendulum-v1": 100}, {"v": "--tau 0.01"}, seeds=1))[0]
+    d = runs_of("x", Study({"Pendulum-v1": 100}, {"v": ""}, seeds=1, script="sac_continuous.py"))[0]
+    assert a.key == b.key and len({a.key, c.key, d.key}) == 3
+    more_threads = runs_of("x", Study({"Pendulum-v1": 100}, {"v": ""}, seeds=1), threads=2)[0]
+    assert a.key == more_threads.key  # their number changes no bits
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_can_be_run_and_their_rules_judged(name):
+    study = STUDIES[name]
+    assert bool(study.claim) == bool(study.rules)
+    for rule in study.rules:
+        assert rule.env_id in study.envs and rule.variant in study.variants
+        assert rule.other in study.variants or isinstance(rule.other, float)
+        assert rule.variant != rule.other and rule.relation in ("above", "below", "like")
+    if study.script == "sac_ablations.py":
+        for run in runs_of(name, study):
+            sac_ablations.tyro.cli(sac_ablations.Args, args=run.flags)
+        keys = {(run.env_id, run.key) for run in runs_of(name, study)}
+        assert len(keys) == len(study.envs) * len(study.variants)  # no two variants are the same
