@@ -90,6 +90,7 @@ def test_a_disturbed_study_ends_as_an_undisturbed_one(how, tmp_path, undisturbed
     runs = children(runner)
     assert len(runs) == 2
     if how == "Ctrl-C":
+        assert all(os.getpgid(run) != runner.pid for run in runs)
         os.killpg(runner.pid, signal.SIGINT)  # as the terminal does: to all of its foreground group
         said, _ = runner.communicate(timeout=60)
         assert runner.returncode == 1 and "to continue: python -m benchmark.run tiny --jobs 2" in said, said
