@@ -209,7 +209,7 @@ def fail(message: str):
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment with flat observations (O,) and actions (A,) in [-1, 1]; first episode to mp4 at path `video`."""
-    warnings.filterwarnings("ignore", message=".*(is out of date|Overwriting existing videos)")  # v4 is meant
+    warnings.filterwarnings("ignore", message=".*(is out of date|Overwriting|script_method)")  # v4 is meant
     try:
         env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {}))
         if video:

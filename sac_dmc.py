@@ -218,7 +218,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One task with flat observations (O,) and actions (A,) in [-1, 1]; first episode to mp4 at path `video`."""
     import difflib
 
-    warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
+    warnings.filterwarnings("ignore", message=".*(Overwriting|script_method)")
     try:
         from dm_control import suite
         from shimmy import DmControlCompatibilityV0

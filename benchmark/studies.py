@@ -211,6 +211,33 @@ STUDIES = {
         each([SWINGUP, "Hopper-v4"], ["PER and CER", "normalized observations", "spectral norm"], "above", "default"),
         note="advice in the source, without an experiment on SAC",
     ),
+    "knobs": Study(
+        {SWINGUP: 20_000},
+        {
+            "default": "",
+            "1 critic": "--n-critics 1",
+            "5 critics": "--n-critics 5",
+            "alpha 0.2": "--no-autotune --alpha 0.2",
+            "delay 2": "--policy-frequency 2",
+        },
+        seeds=3,
+        flags="--eval-frequency 2000 --compile on",
+        note="do the knobs do anything?",
+    ),
+    "walker": Study(
+        {WALKER: 50_000},
+        {
+            "default": "",
+            "eps correction": "--tanh-correction eps",
+            "log std by tanh, [-5, 2]": "--log-std tanh --log-std-min -5",
+            "1 critic": "--n-critics 1",
+            "truncation terminates": "--truncation-terminates",
+            "rates 1e-3": "--policy-lr 1e-3 --q-lr 1e-3",
+            "all but tanh": "--tanh-correction eps --n-critics 1 --truncation-terminates --policy-lr 1e-3 --q-lr 1e-3",
+        },
+        seeds=2,
+        note="what keeps walker walk from the explosion that [0] reports (F9)? Log std in [-20, 2] is the default",
+    ),
     "mujoco": Study(steps(1_000_000, [*MUJOCO, "Swimmer-v4"]), {"default": ""}, script="sac_continuous.py"),
     "dmc": Study(steps(500_000, SUITE), {"default": ""}, script="sac_dmc.py"),
     "presets": Study(
