@@ -111,6 +111,11 @@ def fail(message: str):
     sys.exit(2)
 
 
+def unknown_study(names: tuple[str, ...]):
+    if not names or (unknown := [name for name in names if name not in STUDIES]):
+        fail(f"no study {unknown[0] if names else 'named'}; there are {', '.join(STUDIES)}")
+
+
 def print_list():
     for name, study in STUDIES.items():
         runs = runs_of(name, study)
@@ -227,6 +232,8 @@ def execute(jobs: list[Job], parallel: int, runs: Path, track: bool, done: int =
                     waiting.insert(0, job)
                 else:
                     failed.append(job)
+                    with open(job.log, "a") as log:
+                        print(f"failed with exit code {code}", file=log)  # for the report
                     board.say(f"failed with exit code {code}: {job.log}\n{job.last_words()}")
             board.show(waiting, running, done, failed)
             time.sleep(0.5)
@@ -243,8 +250,7 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     if args.list:
         return print_list()
-    if not args.studies or (unknown := [name for name in args.studies if name not in STUDIES]):
-        fail(f"no study {unknown[0] if args.studies else 'named'}; there are {', '.join(STUDIES)}")
+    unknown_study(args.studies)
     labels = {label for name in args.studies for label in STUDIES[name].variants}
     if unknown := set(args.variants) - labels:
         fail(f"--variants {unknown.pop()}: there are {', '.join(sorted(labels))}")

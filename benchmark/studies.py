@@ -38,6 +38,7 @@ class Study:
     seeds: int = 5
     flags: str = ""  # of all its runs
     note: str = ""  # where the study differs from its source
+    diagnostics: bool = False  # report temperature, entropy, Q and losses too
 
 
 def each(envs: list[str], variants: list[str], relation: str, other: str | float, measure: str = "return") -> tuple:
@@ -144,6 +145,7 @@ STUDIES = {
         "[0] On walker walk alpha grows exponentially and the losses explode",
         (Rule(WALKER, "default", "below", 200.0),),
         note="an exploding run stays near the return of random actions, about 40",
+        diagnostics=True,
     ),
     "F10": Study(
         steps(1_000_000, MUJOCO),
@@ -222,6 +224,7 @@ STUDIES = {
         },
         seeds=3,
         flags="--eval-frequency 2000 --compile on",
+        diagnostics=True,
         note="do the knobs do anything?",
     ),
     "walker": Study(
@@ -236,6 +239,7 @@ STUDIES = {
             "all but tanh": "--tanh-correction eps --n-critics 1 --truncation-terminates --policy-lr 1e-3 --q-lr 1e-3",
         },
         seeds=2,
+        diagnostics=True,
         note="what keeps walker walk from the explosion that [0] reports (F9)? Log std in [-20, 2] is the default",
     ),
     "mujoco": Study(steps(1_000_000, [*MUJOCO, "Swimmer-v4"]), {"default": ""}, script="sac_continuous.py"),

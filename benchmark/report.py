@@ -1,0 +1,437 @@
+"""From the runs of studies to reports.
+
+    python -m benchmark.report F5                        # benchmark/results/F5: text, page, figures, rows
+    python -m benchmark.report F5 F4 --reference N.csv   # several, and published numbers in the figures
+    python -m benchmark.report F5 --wandb TEAM/PROJECT   # and as a report there, of runs that were tracked
+
+Runs are read from runs/ in the current folder and, where they are not there, from the committed results of any study
+that shares them. N.csv holds means (env_id,algorithm,implementation,steps,mean) or curves (env_id,seed,step,return).
+A study may be reported before it is finished: what is missing or failed is listed, and nothing else is concluded.
+"""
+
+import base64
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import markdown
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from matplotlib.figure import Figure
+from rliable import library, metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmark.run import RESULTS, ROOT, Run, fail, runs_of, unknown_study
+from benchmark.studies import STUDIES, Rule, Study
+
+REPETITIONS = 5_000  # of the bootstrap
+DECIDING = 3  # runs of a variant, without which no rule is judged
+DIAGNOSTICS = {  # records, and what the figure calls them
+    "losses/alpha": "temperature alpha",
+    "losses/entropy": "entropy of the policy, nats",
+    "losses/qf1_values": "Q-value, first critic",
+    "losses/qf_loss": "loss of the critics",
+    "losses/actor_loss": "loss of the policy",
+}
+STYLES = [  # told apart without colours too
+    dict(color=f"C{i}", linestyle=line, marker=marker, markersize=4)
+    for i, (line, marker) in enumerate(
+        zip(["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), "-"], "os^vDPX")
+    )
+]
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+th, td {{ border: 1px solid #bbb; padding: .3rem .6rem; text-align: left; }}
+img {{ max-width: 100%; }}
+pre {{ background: #f4f4f4; padding: .6rem; overflow-x: auto; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+@dataclass
+class Args:
+    studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # names, as `python -m benchmark.run --list` prints
+    reference: Path | None = None  # CSV of published numbers to draw beside ours
+    wandb: str | None = None  # ENTITY/PROJECT on Weights & Biases, where the runs were tracked and the report goes
+
+
+class Rows(NamedTuple):
+    """Tables of runs, as a study's folder holds them in CSV files; all begin with env_id, variant, seed, key."""
+
+    runs: pd.DataFrame  # a row per run of the grid, begun or not
+    returns: pd.DataFrame  # a row per evaluation of the finished ones
+    diagnostics: pd.DataFrame  # a row per record, in studies that ask for it
+
+    def where(self, keep) -> "Rows":
+        return Rows(*(table[keep(table)] if len(table) else table for table in self))
+
+
+class Judged(NamedTuple):
+    rule: Rule
+    difference: float
+    low: float
+    high: float
+    verdict: str  # confirmed, refuted, undecided, or open: too few runs
+
+
+def commit_of(script: Path) -> str:
+    """The first commit that had this content of a script, from a copy of it."""
+    blob = subprocess.check_output(["git", "hash-object", script], cwd=ROOT, text=True).strip()
+    log = ["git", "log", "--format=%h", f"--find-object={blob}", "--", script.name]
+    return (subprocess.check_output(log, cwd=ROOT, text=True).split() or ["uncommitted"])[-1]
+
+
+def read(run: Run, runs: Path, diagnostics: bool) -> Rows:
+    """What the folder of a run tells."""
+    row = dict(env_id=run.env_id, variant=run.variant, seed=run.seed, key=run.key)
+    about, returns, records = dict(state=failure(run, runs) or "not run"), [], []
+    if folder := run.folder(runs):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        scalars = {key: [(e.step, e.value) for e in events.Scalars(key)] for key in events.Tags()["scalars"]}
+        step, speed = np.array(scalars.get("charts/SPS", [(0, np.nan)])).T
+        about = dict(state=failure(run, runs) or f"stopped at step {step[-1]:.0f}")
+        about |= dict(steps_per_second=round(np.median(speed), 1))
+        about |= dict(hours=round((np.diff(step, prepend=0) / speed).sum() / 3600, 3))
+        about |= dict(commit=commit_of(folder / run.script), **versions_of(folder))
+        about |= dict(command=f"python {run.script} {' '.join(run.flags)} --seed {run.seed}")
+        if (folder / "model.pt").exists():
+            about["state"] = "finished"
+            returns = [row | {"step": at, "return": round(value, 3)} for at, value in scalars["eval/episodic_return"]]
+            for key in DIAGNOSTICS if diagnostics else ():
+                records += [row | dict(record=key, step=at, value=f"{value:.5g}") for at, value in scalars[key]]
+    return Rows(pd.DataFrame([row | about]), pd.DataFrame(returns), pd.DataFrame(records))
+
+
+def failure(run: Run, runs: Path) -> str:
+    log = runs / "logs" / f"{run.name}.txt"
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return said[-1] if said and said[-1].startswith("failed") else ""
+
+
+def versions_of(folder: Path) -> dict[str, str]:
+    """What the run itself noted: versions of Python, torch, NumPy and Gymnasium; the processor, and whether a GPU."""
+    if not (path := folder / "checkpoint.pt").exists():
+        return {}
+    noted = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["versions"]
+    *packages, processor = re.fullmatch(r"(\S+) .*\] (\S+) (\S+) (\S+) (.*) (?:True|False)", noted, re.DOTALL).groups()
+    gpu = " with a GPU" * noted.endswith("True")
+    return dict(versions="python {} torch {} numpy {} gymnasium {}".format(*packages), hardware=processor + gpu)
+
+
+def committed(file: str) -> pd.DataFrame:
+    """The rows of all studies' results, with the name of the study."""
+    read = lambda path: pd.read_csv(path, float_precision="round_trip").assign(study=path.parent.name)
+    tables = [read(path) for path in RESULTS.glob(f"*/{file}.csv")]
+    tables = [table for table in tables if "key" in table]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=["env_id", "variant", "seed", "key", "study"])
+
+
+def stored(run: Run, results: Rows) -> Rows:
+    """A run's rows in the committed results of one of the studies that have it, with the name of its variant here."""
+    mine = results.where(lambda table: (table.env_id == run.env_id) & (table.key == run.key) & (table.seed == run.seed))
+    study = mine.returns.study.min()
+    return Rows(*(table[table.study == study].drop(columns="study").assign(variant=run.variant) for table in mine))
+
+
+def collect(name: str, study: Study, runs: Path) -> Rows:
+    """All there is on the runs of a study, and what its folder has of other versions of the script."""
+    results, parts, grid = Rows(*map(committed, Rows._fields)), [], runs_of(name, study)
+    for run in grid:
+        part, before = read(run, runs, study.diagnostics), stored(run, results)
+        parts.append(part if len(part.returns) or before.returns.empty else before)
+    finished = set(results.returns.key) - {run.key for run in grid}
+    older = results.where(lambda table: (table.study == name) & table.key.isin(finished))
+    parts.append(Rows(*(table.drop(columns="study") for table in older)))
+    return Rows(*(pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True) for tables in zip(*parts)))
+
+
+def estimate(function, *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A statistic of scores (runs, ...), or of two sets of them: value and 95 % stratified-bootstrap interval."""
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever it is given
+    scores = [np.expand_dims(np.asarray(runs, dtype=float), axis=1) for runs in scores]  # (runs, tasks = 1, ...)
+    whole = lambda *scores: np.atleast_1d(function(*scores))
+    point, interval = library.get_interval_estimates(
+        {0: scores[0] if len(scores) == 1 else scores}, whole, reps=REPETITIONS
+    )
+    return point[0], *interval[0]
+
+
+def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, str], np.ndarray]:
+    """Per environment and variant what each finished run ended with, in the order of the seeds."""
+    table = rows.runs[rows.runs.state == "finished"] if column != "return" else rows.returns.sort_values("step")
+    last = table.groupby(["env_id", "variant", "seed"])[column].last()
+    groups = {(env_id, label): last for env_id in study.envs for label in study.variants}
+    return {at: np.array([value for (*of, _), value in last.items() if tuple(of) == at]) for at in groups}
+
+
+def judge(rule: Rule, scores: dict[tuple[str, str], np.ndarray]) -> Judged:
+    ours, number = scores[rule.env_id, rule.variant], isinstance(rule.other, float)
+    theirs = np.full(len(ours), rule.other) if number else scores[rule.env_id, rule.other]
+    if min(len(ours), len(theirs)) < DECIDING:
+        return Judged(rule, np.nan, np.nan, np.nan, "open")
+    point, low, high = (x[0] for x in estimate(lambda x, y: x.mean() - y.mean(), ours, theirs))
+    within = 0.1 * abs(theirs.mean())
+    confirmed, refuted = {
+        "above": (low > 0, high < 0),
+        "below": (high < 0, low > 0),
+        "like": (-within <= low and high <= within, high < -within or low > within),
+    }[rule.relation]
+    return Judged(rule, point, low, high, "confirmed" if confirmed else "refuted" if refuted else "undecided")
+
+
+def verdict(judged: list[Judged]) -> str:
+    """Of a claim: all its rules must hold, and one that is refuted refutes it."""
+    found = {one.verdict for one in judged}
+    return next(word for word in ("refuted", "open", "undecided", "confirmed") if word in found)
+
+
+def short(env_id: str) -> str:
+    """The task's name as papers have it."""
+    return re.sub(r"^shimmy:dm_control/(.*)-v0$", r"\1", env_id)
+
+
+def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
+    """A row per environment: learning curves, and beside them what each run ended with."""
+    figure = Figure(figsize=(12, 1 + 3.6 * len(study.envs)), layout="constrained")
+    for (curves, ends), env_id in zip(figure.subplots(len(study.envs), 2, squeeze=False), study.envs):
+        mine = rows.returns[rows.returns.env_id == env_id]
+        for row, (label, style) in enumerate(zip(study.variants, STYLES)):
+            runs = mine[mine.variant == label].pivot(index="step", columns="seed", values="return").dropna()
+            if runs.empty:
+                continue
+            mean, low, high = estimate(lambda x: x.mean(axis=(0, 1)), runs.to_numpy().T)
+            curves.plot(runs.index, mean, **style, label=label)
+            curves.fill_between(runs.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            last = runs.iloc[-1]
+            ends.plot(last, [row] * len(last), "o", markerfacecolor="none", color="0.5")
+            ends.errorbar(mean[-1], row, xerr=[[mean[-1] - low[-1]], [high[-1] - mean[-1]]], fmt="|k", capsize=4, ms=14)
+        published = reference[(reference.env_id == short(env_id)) & (reference.step <= study.envs[env_id])]
+        for marker, (label, points) in zip("*hpH8", published.groupby("label")):
+            curves.plot(points.step, points["return"], marker, color="0.4", label=label)
+        curves.set(title=short(env_id), xlabel="environment steps", ylabel="return, deterministic policy")
+        ends.set(
+            title="at the end", xlabel="return: runs, their mean, its 95 % interval", yticks=range(len(study.variants))
+        )
+        ends.set_yticklabels(study.variants)
+        ends.set_ylim(len(study.variants) - 0.5, -0.5)
+        if "dm_control" in env_id or study.script == "sac_dmc.py":
+            curves.set(ylabel="return (0 to 1000), deterministic policy", ylim=(0, 1050))
+    labels = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_diagnostics(study: Study, rows: Rows) -> Figure:
+    """What to look at when learning diverges: a panel per record, a line per run."""
+    figure = Figure(figsize=(14, 1 + 6.5 * len(study.envs)), layout="constrained")
+    panels = iter(figure.subplots(2 * len(study.envs), 3).flat)
+    for env_id in study.envs:
+        returns = rows.returns.rename(columns={"return": "value"}).assign(record="return, deterministic policy")
+        table = pd.concat([returns, rows.diagnostics.replace({"record": DIAGNOSTICS})])
+        for record, axes in zip(["return, deterministic policy", *DIAGNOSTICS.values()], panels):
+            for label, style in zip(study.variants, STYLES):
+                mine = table[(table.env_id == env_id) & (table.variant == label) & (table.record == record)]
+                for _, run in mine.groupby("seed"):
+                    axes.plot(run.step, run.value.astype(float), **style | dict(markersize=2), linewidth=1, label=label)
+            axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
+            axes.set_yscale("log" if "alpha" in record or "critics" in record else "linear")
+    labels = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def tabulate(header: list[str], rows: list[list]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def spread(point: float, low: float, high: float, digits: int = 1) -> str:
+    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def tabulate_returns(study: Study, rows: Rows, env_id: str) -> str:
+    """What the runs in one environment ended with."""
+    scores, speeds = finals(study, rows), finals(study, rows, "steps_per_second")
+    default, lines = scores[env_id, next(iter(study.variants))], []
+    for label in study.variants:
+        x = scores[env_id, label]
+        line = [label, f"{len(x)} of {study.seeds}", *["-"] * 5]
+        if len(x):
+            line[2:4] = f"{x.mean():.1f}", f"{x.std(ddof=1):.1f}" if len(x) > 1 else "-"
+            line[4] = spread(*(value[0] for value in estimate(metrics.aggregate_iqm, x)))
+            if len(default) and lines:
+                line[5] = spread(*(v[0] for v in estimate(metrics.probability_of_improvement, x, default)), digits=2)
+            line[6] = f"{np.median(speeds[env_id, label]):.0f}"
+        lines.append(line)
+    head = ["", "runs", "mean", "std", "IQM, 95 % interval", f"better than {lines[0][0]}", "steps/s"]
+    return tabulate(head, lines)
+
+
+def describe(rule: Rule) -> str:
+    relation = {"above": "is above", "below": "is below", "like": "is within 10 % of"}[rule.relation]
+    other = f"{rule.other:g}" if isinstance(rule.other, float) else rule.other
+    return (
+        f"{short(rule.env_id)}: {rule.measure} of {rule.variant} {relation} {'that of ' * (other == rule.other)}{other}"
+    )
+
+
+def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, str]:
+    """The report in Markdown, and the verdict."""
+    parts, summary = [f"# {name}: {study.claim or study.note or 'a benchmark'}"], "no claim to judge"
+    finished = (rows.runs.state == "finished").sum()
+    if study.claim:
+        measured = {"return": finals(study, rows), "steps per second": finals(study, rows, "steps_per_second")}
+        judged = [judge(rule, measured[rule.measure]) for rule in study.rules]
+        summary = verdict(judged) + ("" if finished == len(rows.runs) else " so far")
+        parts += [f"**Verdict: {summary}.** {finished} of {len(rows.runs)} runs are finished.", study.note]
+        lines = [
+            [describe(one.rule), "-" if one.verdict == "open" else spread(*one[1:4]), one.verdict] for one in judged
+        ]
+        parts += [
+            tabulate(["rule, fixed before the first run", "difference of means, 95 % interval", "verdict"], lines)
+        ]
+        parts += [
+            "A rule is confirmed where the interval lies wholly on the side it names, refuted where it lies wholly on "
+            f"the other, undecided elsewhere, and open with fewer than {DECIDING} runs on a side. The claim is "
+            "confirmed if all rules are, refuted if one is."
+        ]
+    else:
+        parts += [f"{finished} of {len(rows.runs)} runs are finished."]
+    parts += ["## Returns", "![Learning curves, and returns at the end](returns.png)"]
+    for env_id, steps in study.envs.items():
+        parts += [f"**{short(env_id)}**, {steps:,} steps:", tabulate_returns(study, rows, env_id)]
+    parts += [
+        "Returns are means of the deterministic policy's last evaluation; IQM: mean of the middle half of the runs; "
+        "better than: chance that a run beats one of that variant. Intervals are rliable's stratified bootstrap over "
+        f"runs, {REPETITIONS:,} repetitions; with few runs they tend to be too narrow. Bands in the figure: "
+        "95 % intervals of the mean. steps/s: median over the records of a run, then over runs, on a machine that did "
+        "other work beside it."
+    ]
+    if study.diagnostics:
+        parts += ["## Temperature, entropy, Q and losses", "![What the networks did](diagnostics.png)"]
+    missing = rows.runs[rows.runs.state != "finished"]
+    if len(missing):
+        lines = [[short(row.env_id), row.variant, row.seed, row.state] for row in missing.itertuples()]
+        parts += ["## Runs that are missing", tabulate(["environment", "variant", "seed", "state"], lines)]
+    if len(older.runs):
+        last = older.returns.sort_values("step").groupby(["env_id", "variant", "key", "seed"])["return"].last()
+        lines = [
+            [
+                short(env),
+                label,
+                ", ".join(of.commit.astype(str).unique()),
+                *(f"{v:.1f}" for v in [last[env, label, key].mean()]),
+                len(of),
+            ]
+            for (env, label, key), of in older.runs[older.runs.state == "finished"].groupby(
+                ["env_id", "variant", "key"]
+            )
+        ]
+        parts += ["## Made by another version of the script, or with other settings", "No part of what stands above."]
+        parts += [tabulate(["environment", "variant", "commit", "mean return", "runs"], lines)]
+    done = rows.runs[rows.runs.state == "finished"]
+    noted = lambda column: "; ".join(sorted(done[column].dropna().astype(str).unique()))
+    commands = [
+        f"python {study.script} {' '.join(run.flags)} --seed {run.seed}"
+        for run in runs_of(name, study)
+        if run.seed == 1
+    ]
+    parts += [
+        "## How it was made",
+        f"`{study.script}` of commit {noted('commit')}, {noted('versions')}, on {noted('hardware')}; "
+        f"{done.hours.sum():.1f} hours of runs. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
+        "evaluation. Again, from a clean checkout of that commit:",
+        f"```bash\npython -m benchmark.run {name}\npython -m benchmark.report {name}\n```",
+        f"which runs, with seeds 1 to {study.seeds}:",
+        "```bash\n" + "\n".join(commands) + "\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n", summary
+
+
+def page(text: str, folder: Path) -> str:
+    """The same as one HTML page that needs no other file."""
+    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    embed = lambda found: f'src="data:image/png;base64,{base64.b64encode((folder / found[1]).read_bytes()).decode()}"'
+    body = re.sub(r'src="([\w.-]+\.png)"', embed, body)
+    return PAGE.format(title=text.split("\n")[0].lstrip("# "), body=body)
+
+
+def read_reference(path: Path | None) -> pd.DataFrame:
+    """Published numbers as env_id, step, return, label."""
+    if path is None:
+        return pd.DataFrame(columns=["env_id", "step", "return", "label"])
+    try:
+        table = pd.read_csv(path)
+        if "mean" in table:
+            table = table[table.algorithm == "SAC"].rename(columns={"steps": "step", "mean": "return"})
+            return table.assign(label=table.implementation + ", published")
+        return table.groupby(["env_id", "step"], as_index=False)["return"].mean().assign(label="published")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        fail(f"--reference {path}: {error}")
+
+
+def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
+    """Write all files of a study's folder, or none; returns the verdict."""
+    keys = {run.key for run in runs_of(name, study)}
+    current, older = rows.where(lambda table: table.key.isin(keys)), rows.where(lambda table: ~table.key.isin(keys))
+    RESULTS.mkdir(exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=RESULTS))
+    try:
+        draw_returns(study, current, reference).savefig(making / "returns.png", dpi=110)
+        if study.diagnostics:
+            draw_diagnostics(study, current).savefig(making / "diagnostics.png", dpi=110)
+            rows.diagnostics.to_csv(making / "diagnostics.csv", index=False)
+        rows.runs.to_csv(making / "runs.csv", index=False)
+        rows.returns.to_csv(making / "returns.csv", index=False)
+        text, summary = write_text(name, study, current, older)
+        (making / "README.md").write_text(text)
+        (making / "report.html").write_text(page(text, making))
+        (RESULTS / name).mkdir(exist_ok=True)
+        for file in making.iterdir():
+            file.replace(RESULTS / name / file.name)
+    except OSError as error:
+        fail(f"cannot write to {RESULTS}: {error.strerror}")
+    finally:
+        shutil.rmtree(making)
+    return summary
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    unknown_study(args.studies)
+    reference = read_reference(args.reference)
+    sys.path.insert(0, str(ROOT))  # where the scripts are, whose settings are part of what a run is known by
+    if args.wandb:
+        from benchmark import wandb_report  # which takes seconds
+
+        target = wandb_report.log_in(args.wandb)
+    for name in args.studies:
+        rows = collect(name, STUDIES[name], Path.cwd() / "runs")
+        finished = (rows.runs.state == "finished") & rows.runs.key.isin(
+            {run.key for run in runs_of(name, STUDIES[name])}
+        )
+        if not finished.any():
+            other = f", and {RESULTS / name} has those of another" if (RESULTS / name).exists() else ""
+            version = f"this version of {STUDIES[name].script}{other}"
+            fail(f"{name} has no finished run of {version}: python -m benchmark.run {name}")
+        print(f"{name}: {report(name, STUDIES[name], rows, reference)}; see {RESULTS / name / 'README.md'}", flush=True)
+        if args.wandb:
+            text = (RESULTS / name / "README.md").read_text()
+            print(wandb_report.publish(wandb_report.build(*target, name, STUDIES[name], text)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""benchmark.report: what it concludes from data whose answer is known, what it leaves out, and what it writes."""
+
+import base64
+import io
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rliable import library, metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmark import report, run
+from benchmark.run import runs_of
+from benchmark.studies import Rule, Study
+
+ROOT = Path(__file__).parent.parent
+ENV = "Pendulum-v1"
+STEPS = range(200, 1001, 200)
+VARIANTS = {"default": "", "better": "--tau 0.01", "equal": "--tau 0.02", "worse": "--tau 0.03"}
+SHIFTS = {"default": 0, "better": 50, "equal": 0, "worse": -50}
+
+
+def study(*rules, seeds=8, **kwargs):
+    return Study({ENV: 1000}, VARIANTS, "a claim" if rules else "", rules, seeds=seeds, **kwargs)
+
+
+PLAIN = study(Rule(ENV, "better", "above", "default"), Rule(ENV, "worse", "below", "default"))
+
+
+def synthetic(study, seed=0):
+    """Rows as from runs: each variant's returns at the end are normal, with a standard deviation of 10."""
+    random, about, returns = np.random.default_rng(seed), [], []
+    for one in runs_of("x", study):
+        row = dict(env_id=one.env_id, variant=one.variant, seed=one.seed, key=one.key)
+        about.append(row | dict(state="finished", steps_per_second=100.0 + one.seed, hours=0.5, commit="abc"))
+        about[-1] |= dict(versions="torch 2.13.0", hardware="a processor", command="python ...")
+        end = 100 + SHIFTS[one.variant] + 10 * random.standard_normal()
+        returns += [row | {"step": step, "return": end * step / 1000} for step in STEPS]
+    return report.Rows(pd.DataFrame(about), pd.DataFrame(returns), pd.DataFrame())
+
+
+def lose(rows, variant, seed, state):
+    """The same rows, had that run not been finished."""
+    gone = lambda table: (table.variant == variant) & (table.seed == seed)
+    rows.runs.loc[gone(rows.runs), "state"] = state
+    return rows._replace(returns=rows.returns[~gone(rows.returns)])
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """A repository of its own: results, runs and one study, x, with rows committed for it."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "STUDIES", {"x": PLAIN})
+    monkeypatch.setattr(run, "STUDIES", report.STUDIES)
+    monkeypatch.setattr(report, "REPETITIONS", 200)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def commit(rows, name="x"):
+    for table, file in zip(rows, rows._fields):
+        (report.RESULTS / name).mkdir(parents=True, exist_ok=True)
+        if len(table):
+            table.to_csv(report.RESULTS / name / f"{file}.csv", index=False)
+
+
+def main(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["report", *flags])
+    report.main()
+
+
+def cells(text, label):
+    """The row of the table of returns that begins with a label."""
+    return [cell.strip() for cell in re.search(rf"^\| {label} \|.*", text, re.M)[0].strip("| ").split("|")]
+
+
+def test_means_and_intervals_are_those_of_rliable(monkeypatch):
+    monkeypatch.setattr(report, "REPETITIONS", 500)
+    rows = synthetic(PLAIN)
+    text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
+    last = rows.returns[rows.returns.step == 1000]
+    scores = {label: last[last.variant == label]["return"].to_numpy()[:, None] for label in VARIANTS}
+    np.random.seed(0)
+    iqm, interval = library.get_interval_estimates(
+        {0: scores["better"]}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=report.REPETITIONS
+    )
+    np.random.seed(0)
+    better, chance = library.get_interval_estimates(
+        {0: (scores["better"], scores["default"])},
+        lambda x, y: np.array([metrics.probability_of_improvement(x, y)]),
+        reps=report.REPETITIONS,
+    )
+    low, high = interval[0][:, 0]
+    assert cells(text, "better")[:5] == [
+        "better",
+        "8 of 8",
+        f"{scores['better'].mean():.1f}",
+        f"{scores['better'].std(ddof=1):.1f}",
+        f"{iqm[0][0]:.1f} [{low:.1f}, {high:.1f}]",
+    ]
+    low, high = chance[0][:, 0]
+    assert cells(text, "better")[5] == f"{better[0][0]:.2f} [{low:.2f}, {high:.2f}]" and high > low - 1e-9
+    assert cells(text, "default")[6] == "104"  # steps/s: the median of 101 to 108
+
+
+@pytest.mark.parametrize(
+    "variant, relation, other, expected",
+    [
+        ("better", "above", "default", "confirmed"),
+        ("worse", "above", "default", "refuted"),
+        ("equal", "above", "default", "undecided"),
+        ("worse", "below", "default", "confirmed"),
+        ("better", "below", "default", "refuted"),
+        ("equal", "below", "default", "undecided"),
+        ("equal", "like", "default", "confirmed"),
+        ("better", "like", "default", "refuted"),
+        ("better", "above", 130.0, "confirmed"),
+        ("better", "above", 170.0, "refuted"),
+        ("better", "above", 150.0, "undecided"),
+    ],
+)
+def test_what_is_known_is_found(variant, relation, other, expected):
+    scores = report.finals(PLAIN, synthetic(study(seeds=20), seed=1))
+    assert report.judge(Rule(ENV, variant, relation, other), scores).verdict == expected
+
+
+def test_the_interval_is_of_the_difference():
+    scores = report.finals(PLAIN, synthetic(study(seeds=20)))
+    found = report.judge(Rule(ENV, "better", "above", "default"), scores)
+    ours, theirs = scores[ENV, "better"], scores[ENV, "default"]
+    assert found.difference == pytest.approx(ours.mean() - theirs.mean())
+    error = np.sqrt(ours.var(ddof=1) / 20 + theirs.var(ddof=1) / 20)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_like_is_undecided_where_the_interval_has_only_a_part_of_the_ten_percent():
+    scores = {(ENV, "a"): np.array([100.0, 105, 110, 115]), (ENV, "b"): np.array([100.0, 100, 100, 100])}
+    assert report.judge(Rule(ENV, "a", "like", "b"), scores).verdict == "undecided"
+
+
+def test_a_claim_stands_with_all_its_rules():
+    verdict = lambda *words: report.verdict([report.Judged(None, 0, 0, 0, word) for word in words])
+    assert verdict("confirmed", "confirmed") == "confirmed"
+    assert verdict("confirmed", "undecided") == "undecided"
+    assert verdict("confirmed", "undecided", "open") == "open"
+    assert verdict("confirmed", "open", "refuted") == "refuted"
+
+
+def test_speeds_can_be_judged_as_returns_are(here, monkeypatch):
+    rule = Rule(ENV, "better", "above", "default", "steps per second")
+    monkeypatch.setitem(report.STUDIES, "x", study(rule))
+    rows = synthetic(study(rule))
+    rows.runs.loc[rows.runs.variant == "better", "steps_per_second"] += 50
+    text, summary = report.write_text("x", study(rule), rows, rows.where(lambda table: table.seed > 99))
+    assert summary == "confirmed" and "50.0 [" in text and "steps per second of better is above that of default" in text
+
+
+def test_missing_and_failed_runs_are_shown(here, monkeypatch):
+    rows = lose(lose(synthetic(PLAIN), "worse", 8, "stopped at step 400"), "worse", 7, "failed with exit code 1")
+    text, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
+    assert summary == "confirmed so far" and "30 of 32 runs are finished" in text
+    assert cells(text, "worse")[1] == "6 of 8" and cells(text, "better")[1] == "8 of 8"
+    assert "| worse | 8 | stopped at step 400 |" in text and "| worse | 7 | failed with exit code 1 |" in text
+
+
+def test_with_too_few_runs_nothing_is_concluded(here):
+    rows = synthetic(PLAIN)
+    for seed in range(3, 9):
+        rows = lose(rows, "worse", seed, "not run")
+    text, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
+    assert summary == "open so far" and cells(text, "worse")[1] == "2 of 8"
+    assert "| - | open |" in text and "| confirmed |" in text
+
+
+def test_rows_of_another_version_stand_apart(here, monkeypatch):
+    rows, other = synthetic(PLAIN), synthetic(PLAIN)
+    for table in other[:2]:
+        table["key"] = "0123456789"
+    other.runs["commit"] = "old"
+    other.returns["return"] += 1000
+    commit(rows)
+    main(monkeypatch, "x")
+    before = (report.RESULTS / "x" / "README.md").read_text()
+    commit(report.Rows(*(pd.concat(tables) for tables in zip(rows, other))))
+    main(monkeypatch, "x")
+    text = (report.RESULTS / "x" / "README.md").read_text()
+    assert cells(text, "better") == cells(before, "better")
+    apart = text[text.index("## Made by another version") :]
+    assert "another version" not in before and "| Pendulum-v1 | better | old | 1149" in apart.replace("1150", "1149")
+    assert len(pd.read_csv(report.RESULTS / "x" / "runs.csv")) == 64  # and they stay in the rows
+
+
+def test_results_are_shared_between_studies(here, monkeypatch):
+    commit(synthetic(PLAIN))
+    twin = Study({ENV: 1000}, {"tau 0.01": "--tau 0.01", "tau 0.02": "--tau 0.02"}, seeds=9)
+    monkeypatch.setitem(report.STUDIES, "twin", twin)
+    main(monkeypatch, "twin")
+    text = (report.RESULTS / "twin" / "README.md").read_text()
+    assert cells(text, "tau 0.01")[1] == "8 of 9" and "| Pendulum-v1 | tau 0.01 | 9 | not run |" in text
+
+
+def test_the_same_rows_make_the_same_report(here, monkeypatch, capsys):
+    commit(synthetic(PLAIN))
+    main(monkeypatch, "x")
+    assert "x: confirmed; see" in capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in (report.RESULTS / "x").iterdir()}
+    assert files.keys() == {"README.md", "report.html", "returns.png", "runs.csv", "returns.csv"}
+    main(monkeypatch, "x")
+    assert {path.name: path.read_bytes() for path in (report.RESULTS / "x").iterdir()} == files
+    assert sorted(path.name for path in report.RESULTS.iterdir()) == ["x"]
+
+
+def test_the_page_needs_no_other_file(here, monkeypatch):
+    commit(synthetic(PLAIN))
+    main(monkeypatch, "x")
+    page = (report.RESULTS / "x" / "report.html").read_text()
+    (image,) = re.findall(r'src="([^"]*)"', page)
+    picture = Image.open(io.BytesIO(base64.b64decode(image.removeprefix("data:image/png;base64,"))))
+    assert picture.width > 800 and len(picture.convert("L").getcolors()) > 20
+    assert "<td>better</td>" in page and "<strong>Verdict: confirmed.</strong>" in page and "<code" in page
+    assert not re.search(r'<link|<script|href="http', page)
+
+
+def test_published_numbers_are_drawn(here, monkeypatch):
+    means = here / "means.csv"
+    means.write_text(f"env_id,algorithm,implementation,steps,mean\n{ENV},SAC,theirs,800,77\n{ENV},PPO,no,800,1\n")
+    curves = here / "curves.csv"
+    curves.write_text(f"env_id,seed,step,return\n{ENV},1,500,10\n{ENV},2,500,30\n{ENV},1,5000,1\n")
+    for path, points, label in ((means, (800, 77), "theirs, published"), (curves, (500, 20), "published")):
+        axes = report.draw_returns(PLAIN, synthetic(PLAIN), report.read_reference(path)).axes[0]
+        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        assert lines[label] == [list(points)] and len(lines) == len(VARIANTS) + 1
+
+
+def test_the_figure_shows_means_and_intervals(here):
+    rows = synthetic(PLAIN)
+    axes = report.draw_returns(PLAIN, rows, report.read_reference(None)).axes
+    line = next(line for line in axes[0].lines if line.get_label() == "better")
+    mean = rows.returns[rows.returns.variant == "better"].groupby("step")["return"].mean()
+    assert np.allclose(line.get_xydata(), np.stack([mean.index, mean], axis=1))
+    assert len(axes[0].collections) == len(VARIANTS)  # the bands
+    assert len({(line.get_linestyle(), line.get_marker()) for line in axes[0].lines}) == len(VARIANTS)  # in grey too
+
+
+SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 300 --log-frequency 100 --eval-episodes 2"
+REAL = Study({ENV: 600}, {"default": ""}, seeds=2, flags=f"{SMALL} --eval-frequency 300", diagnostics=True)
+
+
+def test_a_real_run_is_read(here, monkeypatch, capsys):
+    monkeypatch.setitem(report.STUDIES, "real", REAL)
+    first, second = runs_of("real", REAL)
+    subprocess.run(first.command(here / "runs"), check=True, capture_output=True)
+    shorter = [flag.replace("600", "300") for flag in second.command(here / "runs")]
+    subprocess.run(shorter, check=True, capture_output=True)
+    (second.folder(here / "runs") / "model.pt").unlink()  # as if stopped half-way
+    main(monkeypatch, "real")
+    rows = report.Rows(*(pd.read_csv(report.RESULTS / "real" / f"{table}.csv") for table in report.Rows._fields))
+    events = EventAccumulator(str(first.folder(here / "runs"))).Reload()
+    evaluations = [(event.step, round(event.value, 3)) for event in events.Scalars("eval/episodic_return")]
+    assert list(zip(rows.returns.step, rows.returns["return"])) == evaluations and len(evaluations) == 2
+    assert list(rows.runs.state) == ["finished", "stopped at step 300"]
+    alphas = rows.diagnostics[rows.diagnostics.record == "losses/alpha"]
+    assert list(alphas.step) == [event.step for event in events.Scalars("losses/alpha")]
+    assert list(alphas.value) == pytest.approx([event.value for event in events.Scalars("losses/alpha")], rel=1e-4)
+    assert {"torch", "numpy", "gymnasium"} <= set(rows.runs.versions[0].split()) and rows.runs.hardware[0]
+    assert 0 < rows.runs.hours[0] < 0.1 and rows.runs.command[0].endswith("--threads 1 --seed 1")
+    assert "![What the networks did](diagnostics.png)" in (report.RESULTS / "real" / "README.md").read_text()
+    first.folder(here / "runs").rename(here / "elsewhere")  # from now on its rows are all there is
+    main(monkeypatch, "real")
+    again = report.Rows(*(pd.read_csv(report.RESULTS / "real" / f"{table}.csv") for table in report.Rows._fields))
+    assert again.returns.equals(rows.returns) and list(again.runs.state) == ["finished", "stopped at step 300"]
+
+
+@pytest.mark.parametrize(
+    "flags, answer",
+    [
+        ([], "no study named"),
+        (["y"], "no study y; there are x"),
+        (["x"], "x has no finished run of this version of sac_ablations.py"),
+        (["x", "--reference", "none.csv"], "--reference none.csv"),
+        (["x", "--wandb", "team"], "--wandb team must be ENTITY/PROJECT"),
+        (["x", "--wandb", "team/project"], "needs `wandb login`"),
+    ],
+)
+def test_mistakes_get_one_line(flags, answer, here, monkeypatch, capsys):
+    monkeypatch.setattr("wandb.login", lambda prompt: False)
+    with pytest.raises(SystemExit) as stop:
+        main(monkeypatch, *flags)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.err.startswith("error:") and said.err.count("\n") == 1 and answer in said.err
+    assert not list(here.rglob("*.md")) and not said.out
+
+
+def test_old_rows_alone_are_no_finished_run(here, monkeypatch, capsys):
+    rows = synthetic(PLAIN)
+    for table in rows[:2]:
+        table["key"] = "0123456789"
+    commit(rows)
+    with pytest.raises(SystemExit):
+        main(monkeypatch, "x")
+    assert "has those of another" in capsys.readouterr().err
+
+
+def test_on_a_full_disk_nothing_is_left_behind(here, monkeypatch, capsys):
+    commit(synthetic(PLAIN))
+    before = {path: path.read_bytes() for path in report.RESULTS.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(monkeypatch, "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: cannot write to") and said.count("\n") == 1
+    assert {path: path.read_bytes() for path in report.RESULTS.rglob("*") if path.is_file()} == before
+
+
+def test_the_report_on_wandb_has_text_and_a_line_per_variant(here, monkeypatch):
+    from wandb_workspaces.reports.v2 import interface
+
+    from benchmark import wandb_report
+
+    monkeypatch.setattr(interface, "_get_api", lambda: None)
+    monkeypatch.setattr(interface, "execute_graphql", lambda *_: {"project": {"internalId": "1"}})
+    rows = synthetic(PLAIN)
+    text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
+    made = wandb_report.build("team", "project", "x", PLAIN, text)
+    assert (made.entity, made.project, made.title) == ("team", "project", "x: a claim")
+    blocks = json.loads(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))["blocks"]
+    (said,) = [block for block in blocks if block["type"] == "markdown-block"]
+    assert "**Verdict: confirmed.**" in said["content"] and "| better | 8 of 8 |" in said["content"]
+    assert "![" not in said["content"]
+    (grid,) = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    keys = {one.variant: one.key for one in runs_of("x", PLAIN)}
+    found = {runs["name"]: runs["filters"]["filters"] for runs in grid["runSets"]}
+    assert found.keys() == keys.keys()
+    for label, ((condition),) in found.items():
+        assert (condition["key"]["name"], condition["op"], condition["value"]) == ("exp_name", "=", keys[label])
+    (panel,) = grid["panelBankSectionConfig"]["panels"]
+    assert panel["config"]["metrics"] == ["eval/episodic_return"] and panel["config"]["groupAgg"] == "mean"
