@@ -12,7 +12,6 @@ A study may be reported before it is finished: what is missing or failed is list
 import base64
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,9 +24,11 @@ import pandas as pd
 import torch
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rliable import library, metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmark.learning import commit_of
 from benchmark.run import RESULTS, ROOT, Run, fail, runs_of, unknown_study
 from benchmark.studies import STUDIES, Rule, Study
 
@@ -84,13 +85,6 @@ class Judged(NamedTuple):
     low: float
     high: float
     verdict: str  # confirmed, refuted, undecided, or open: too few runs
-
-
-def commit_of(script: Path) -> str:
-    """The first commit that had this content of a script, from a copy of it."""
-    blob = subprocess.check_output(["git", "hash-object", script], cwd=ROOT, text=True).strip()
-    log = ["git", "log", "--format=%h", f"--find-object={blob}", "--", script.name]
-    return (subprocess.check_output(log, cwd=ROOT, text=True).split() or ["uncommitted"])[-1]
 
 
 def read(run: Run, runs: Path, diagnostics: bool) -> Rows:
@@ -246,6 +240,7 @@ def draw_diagnostics(study: Study, rows: Rows) -> Figure:
                 for _, run in mine.groupby("seed"):
                     axes.plot(run.step, run.value.astype(float), **style | dict(markersize=2), linewidth=1, label=label)
             axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set_yscale("log" if "alpha" in record or "critics" in record else "linear")
     labels = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=4)
