@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -201,7 +202,7 @@ def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(12, 1 + 3.6 * len(study.envs)), layout="constrained")
     for (curves, ends), env_id in zip(figure.subplots(len(study.envs), 2, squeeze=False), study.envs):
         mine = rows.returns[rows.returns.env_id == env_id]
-        for row, (label, style) in enumerate(zip(study.variants, STYLES)):
+        for row, (label, style) in enumerate(zip(study.variants, cycle(STYLES))):
             runs = mine[mine.variant == label].pivot(index="step", columns="seed", values="return").dropna()
             if runs.empty:
                 continue
@@ -235,7 +236,7 @@ def draw_diagnostics(study: Study, rows: Rows) -> Figure:
         returns = rows.returns.rename(columns={"return": "value"}).assign(record="return, deterministic policy")
         table = pd.concat([returns, rows.diagnostics.replace({"record": DIAGNOSTICS})])
         for record, axes in zip(["return, deterministic policy", *DIAGNOSTICS.values()], panels):
-            for label, style in zip(study.variants, STYLES):
+            for label, style in zip(study.variants, cycle(STYLES)):
                 mine = table[(table.env_id == env_id) & (table.variant == label) & (table.record == record)]
                 for _, run in mine.groupby("seed"):
                     axes.plot(run.step, run.value.astype(float), **style | dict(markersize=2), linewidth=1, label=label)

@@ -41,7 +41,7 @@ def synthetic(study, seed=0):
         row = dict(env_id=one.env_id, variant=one.variant, seed=one.seed, key=one.key)
         about.append(row | dict(state="finished", steps_per_second=100.0 + one.seed, hours=0.5, commit="abc"))
         about[-1] |= dict(versions="torch 2.13.0", hardware="a processor", command="python ...")
-        end = 100 + SHIFTS[one.variant] + 10 * random.standard_normal()
+        end = 100 + SHIFTS.get(one.variant, 0) + 10 * random.standard_normal()
         returns += [row | {"step": step, "return": end * step / 1000} for step in STEPS]
     return report.Rows(pd.DataFrame(about), pd.DataFrame(returns), pd.DataFrame())
 
@@ -246,7 +246,13 @@ def test_the_figure_shows_means_and_intervals(here):
     mean = rows.returns[rows.returns.variant == "better"].groupby("step")["return"].mean()
     assert np.allclose(line.get_xydata(), np.stack([mean.index, mean], axis=1))
     assert len(axes[0].collections) == len(VARIANTS)  # the bands
-    assert len({(line.get_linestyle(), line.get_marker()) for line in axes[0].lines}) == len(VARIANTS)  # in grey too
+    assert len({(str(style["linestyle"]), style["marker"]) for style in report.STYLES}) == 7  # told apart in grey too
+
+
+def test_no_variant_is_left_out_of_the_figure(here):
+    many = Study({ENV: 1000}, {f"tau {tau}": f"--tau {tau}" for tau in np.arange(1, 10) / 100}, seeds=1)
+    axes = report.draw_returns(many, synthetic(many), report.read_reference(None)).axes[0]
+    assert [line.get_label() for line in axes.lines] == list(many.variants)
 
 
 SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 300 --log-frequency 100 --eval-episodes 2"
