@@ -215,6 +215,7 @@ def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
         published = reference[(reference.env_id == short(env_id)) & (reference.step <= study.envs[env_id])]
         for marker, (label, points) in zip("*hpH8", published.groupby("label")):
             curves.plot(points.step, points["return"], marker, color="0.4", label=label)
+        curves.xaxis.set_major_locator(MaxNLocator(5))
         curves.set(title=short(env_id), xlabel="environment steps", ylabel="return, deterministic policy")
         ends.set(
             title="at the end", xlabel="return: runs, their mean, its 95 % interval", yticks=range(len(study.variants))
