@@ -1,11 +1,12 @@
 """One test for several scripts: where a module lists SCRIPTS, each of its tests runs once per script, as its `sac`.
 
-The marks `only` and `without`, on a test or on one of its parameters, name scripts: those it is for, those it is not for.
-What a module takes from the script when it is imported would stay the first one's: fixtures of the module that depend
-on `tested` are the place for it, and for runs that are shared.
+The marks `only` and `without`, on a test or on one of its parameters, name the scripts that it is for or is not for.
+What a module takes from the script when it is imported stays the first one's: names and runs that many tests share
+come from fixtures of the module that depend on `tested`.
 """
 
 import importlib
+import os
 
 import pytest
 
@@ -39,3 +40,13 @@ def tested(request):
         if script:
             patch.setattr(request.module, "sac", script)
         yield script
+
+
+@pytest.fixture(scope="module")
+def equipped(tested):
+    """The script under test, and what its environments need already imported: no forked child has to do it again."""
+    if tested.__name__ == "sac_dmc":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # as main() does, before dm_control looks
+        pytest.importorskip("dm_control.suite")
+        pytest.importorskip("shimmy")
+    return tested
