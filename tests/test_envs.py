@@ -1,4 +1,4 @@
-"""What sac_continuous.py does with environments: replay, actions, observations, logging and evaluation.
+"""What the scripts do with environments: replay, actions, observations, logging and evaluation.
 
 Most tests train through the real main() on Counting, an environment whose observations say where they come from and
 which writes down every transition it made. What replay, updates and log hold is then compared with what happened.
@@ -21,7 +21,11 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from matplotlib.figure import Figure
 
-import sac_continuous as sac
+import sac_continuous
+import sac_continuous as sac  # for annotations; the tests have each script in its place
+
+SCRIPTS = ["sac_continuous", "sac_dmc"]
+own_make_env = pytest.mark.without("sac_dmc")  # a test of make_env itself
 
 torch.set_num_threads(1)
 
@@ -120,8 +124,10 @@ gym.register("Plainest-v0", entry_point=Plainest)
 
 
 @pytest.fixture(autouse=True)
-def clean():
+def clean(monkeypatch):
     forget()
+    if sac.__name__ == "sac_dmc":  # its make_env knows the suite alone; here the loop is tested, around the parent's
+        monkeypatch.setattr(sac, "make_env", sac_continuous.make_env)
 
 
 def forget():
@@ -333,6 +339,7 @@ def test_checkpoints_start_new_environments_with_new_seeds(train, n_envs):
 # Actions
 
 
+@own_make_env
 @pytest.mark.parametrize("name", BOUNDS)
 def test_actions_cover_the_bounds_and_never_leave_them(name):
     env, box = make_env(f"Counting-{name}-actions-v0"), deepcopy(BOUNDS[name])
@@ -372,6 +379,7 @@ class Narrow(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
+@own_make_env
 def test_actions_have_the_type_that_the_environment_takes():
     gym.register("Half-v0", entry_point=Narrow, kwargs=dict(low=-2, high=3, dtype=np.float16))
     env = make_env("Half-v0")
@@ -380,6 +388,7 @@ def test_actions_have_the_type_that_the_environment_takes():
         env.step(action[None])
 
 
+@own_make_env
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype, bound", [(np.float32, 3e38), (np.float64, 1e308)])
 def test_bounds_too_wide_to_scale_are_refused(dtype, bound, capsys):
@@ -422,6 +431,7 @@ def test_policy_acts_from_learning_starts_on(train, monkeypatch, n_envs, learnin
 # Observations and environments of every kind
 
 
+@own_make_env
 @pytest.mark.parametrize("view, size", [("line", 3), ("double", 3), ("grid", 3), ("dict", 7), ("reused", 3)])
 def test_observations_are_flat_and_spaces_untouched(view, size):
     spaces = deepcopy(SPACES), deepcopy(BOUNDS)
@@ -434,6 +444,7 @@ def test_observations_are_flat_and_spaces_untouched(view, size):
     assert (SPACES, BOUNDS) == spaces
 
 
+@own_make_env
 def test_environments_need_not_know_of_pictures():
     make_env("Plainest-v0").reset(seed=0)
 
@@ -445,6 +456,7 @@ KINDS = ["Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v4", "Hopper-v5", py
 KINDS += [pytest.param(env_id, marks=box2d) for env_id in ("LunarLanderContinuous-v3", "BipedalWalker-v3")]
 
 
+@own_make_env
 @pytest.mark.parametrize("env_id", KINDS)
 def test_trains_on(train, env_id):
     seen = train(env_id, 60, learning_starts=30, batch_size=32)
@@ -453,6 +465,7 @@ def test_trains_on(train, env_id):
     assert not unchanged and all(value.isfinite().all() for value in seen.final.values())
 
 
+@own_make_env
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Ant-v4"])
 def test_v4_is_no_reason_to_warn(env_id):
     with pytest.warns(match="out of date"):
@@ -464,6 +477,7 @@ def test_v4_is_no_reason_to_warn(env_id):
     assert [str(warning.message) for warning in caught] == ["another"]
 
 
+@own_make_env
 @dm_control
 def test_dm_control_ends_by_truncation_and_follows_its_seed():
     env = make_env(CARTPOLE)

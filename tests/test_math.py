@@ -12,7 +12,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.distributions import Normal
 
-import sac_continuous as sac
+import sac_continuous as sac  # for annotations; the tests have each script in its place
+
+SCRIPTS = ["sac_continuous", "sac_dmc"]
 
 torch.set_num_threads(1)
 OBS, ACTION, ROWS = 3, 2, 5
