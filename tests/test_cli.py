@@ -32,13 +32,15 @@ from gymnasium.spaces import Box, MultiDiscrete
 import sac_continuous
 import sac_continuous as sac  # the tests have each script in its place
 
-SCRIPTS = ["sac_continuous", "sac_dmc"]
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
 ENVIRONMENTS = {"sac_dmc": ("cartpole-swingup", "cartpole-balance")}  # one that is quickly stepped, and another
 # A run of half a second: where a mistake goes unnoticed, its test ends soon all the same.
 QUICK = "--total-timesteps 60 --learning-starts 50 --batch-size 8 --buffer-size 100 --eval-frequency 50 "
 QUICK += "--eval-episodes 1 --log-frequency 20 --checkpoint-frequency 40 --threads 1 --no-cuda"
 
 by_gymnasium = pytest.mark.without("sac_dmc")  # a mistake that only Gymnasium's names allow
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+not_thrice = pytest.mark.without("sac_ablations")  # likewise
 
 
 class Toy(gym.Env):
@@ -282,7 +284,7 @@ def test_buffers_larger_than_memory(tmp_path, monkeypatch, flags, available):
     assert "--buffer-size" in line and "GB" in line
 
 
-@pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+@once
 @pytest.mark.parametrize("name, value", [("CXX", "/no/such/compiler"), ("PATH", "/no/such/folder")])
 @pytest.mark.parametrize("flags", ["--compile on", "--total-timesteps 50000 --learning-starts 49990"])
 def test_without_a_compiler_the_update_runs_uncompiled(tmp_path, monkeypatch, name, value, flags):
@@ -337,7 +339,7 @@ def test_runs_of_another_environment(tmp_path, finished, flag):
     assert "--env-id" in line and ENVIRONMENT in line
 
 
-@pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+@once
 def test_track_without_login(tmp_path):
     # A fresh interpreter: wandb reads its settings once, and what it leaves behind would fail to end with a fork.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
@@ -348,6 +350,7 @@ def test_track_without_login(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@not_thrice
 def test_a_mistake_in_a_fresh_interpreter(tmp_path):
     # Gymnasium warns of Hopper-v3's age before it refuses it; a fresh interpreter would show that.
     # dm_control would warn where it finds no screen.
@@ -386,6 +389,7 @@ def test_the_plan_stands_in_one_line_at_the_start(tmp_path):
 # Ends that are nobody's mistake
 
 
+@not_thrice
 def test_interrupted_runs_say_how_to_go_on(tmp_path):
     """Ctrl-C after the first checkpoint: the command printed, as it stands, finishes the run."""
     script = tmp_path / "my project" / SCRIPT.name  # a space in the path, as users have them
@@ -493,6 +497,7 @@ class Wide(Toy):
         return np.ones(4000, np.float32), 1.0, False, False, {}
 
 
+@not_thrice
 @pytest.mark.usefixtures("toys")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is in other units")
 def test_checkpoints_take_little_memory(tmp_path):

@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 import sac_continuous
 import sac_continuous as sac  # for annotations; the tests have each script in its place
 
-SCRIPTS = ["sac_continuous", "sac_dmc"]
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
 own_make_env = pytest.mark.without("sac_dmc")  # a test of make_env itself
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 
 torch.set_num_threads(1)
 
@@ -149,11 +150,11 @@ def train(monkeypatch, tmp_path):
                 super().__init__(*args, **kwargs)
                 seen.buffer = self
 
-        def spy_update(agent, batch, noise):
+        def spy_update(agent, batch, noise, *weight):
             if not seen.updates:
                 seen.initial = deepcopy(agent.state_dict())
             seen.updates.append(SimpleNamespace(made=len(MADE), batch=batch, noise=noise.clone()))
-            return update(agent, batch, noise)
+            return update(agent, batch, noise, *weight)
 
         def spy_evaluate(*args, **kwargs):
             seen.evaluations.append(evaluate(*args, **kwargs))
@@ -456,7 +457,7 @@ KINDS = ["Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v4", "Hopper-v5", py
 KINDS += [pytest.param(env_id, marks=box2d) for env_id in ("LunarLanderContinuous-v3", "BipedalWalker-v3")]
 
 
-@own_make_env
+@once
 @pytest.mark.parametrize("env_id", KINDS)
 def test_trains_on(train, env_id):
     seen = train(env_id, 60, learning_starts=30, batch_size=32)
@@ -539,6 +540,7 @@ def test_evaluations_have_seeds_of_their_own(train):
     assert not set(before) & set(SEEDS)
 
 
+@once
 def test_endless_episodes_are_cut():
     (paid,) = sac.evaluate(*new_agent("Counting-plain-actions-v0", eval_episodes=1), step=0)
     assert len(MADE) == 10_000 and paid == sum(m.reward for m in MADE)

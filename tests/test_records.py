@@ -30,7 +30,9 @@ import sac_continuous as sac  # the tests have each script in its place
 import test_cli
 from test_cli import Ended, load, only_run
 
-SCRIPTS = ["sac_continuous", "sac_dmc"]
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+not_thrice = pytest.mark.without("sac_ablations")  # likewise
 CHARTS = {"charts/episodic_return", "charts/episodic_length"}
 LOSSES = {f"losses/{name}" for name in "qf_loss qf1_values actor_loss alpha alpha_loss entropy target_q".split()}
 EVALUATIONS = {"eval/episodic_return", "eval/episodic_return_std"}
@@ -198,6 +200,7 @@ def test_folder_names(tmp_path, monkeypatch, recorded):
 # Videos and evaluation
 
 
+@not_thrice
 def test_videos(recorded):
     paths = list(recorded[0].rglob("*.mp4"))
     assert len(paths) == 3
@@ -235,6 +238,7 @@ def test_progress_in_a_file(recorded, scalars):
     assert "\r" not in recorded[1]
 
 
+@not_thrice
 def test_progress_on_a_terminal(tmp_path):
     """Where somebody does, a bar in place of the lines."""
     ours, theirs = pty.openpty()
@@ -314,7 +318,7 @@ def launch(arguments, **streams):
     return subprocess.Popen([sys.executable, SCRIPT, *arguments.split()], **streams)
 
 
-@pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+@once
 def test_wandb_holds_what_tensorboard_holds(tmp_path, offline):
     arguments = flags(total_timesteps=400, exp_name="tracked") + " --track --capture-video"
     assert launch(arguments).wait(timeout=240) == 0
@@ -336,7 +340,7 @@ def test_wandb_holds_what_tensorboard_holds(tmp_path, offline):
     assert len(videos) == 2 and {v.read_bytes() for v in videos} == {v.read_bytes() for v in originals}
 
 
-@pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+@once
 def test_wandb_after_a_kill(tmp_path, offline):
     """No step twice; of TensorBoard's steps none is missing but the last before the kill, lost in wandb's buffer."""
     arguments = flags(checkpoint_frequency=200, log_frequency=5, eval_frequency=300) + " --track --capture-video"

@@ -14,7 +14,7 @@ import torch
 
 import sac_continuous as sac  # the tests have each script in its place
 
-SCRIPTS = ["sac_continuous", "sac_dmc"]
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
 once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 FLAGS = "--env-id Pendulum-v1 --total-timesteps 60 --learning-starts 40 --batch-size 8 --log-frequency 20 "
