@@ -313,6 +313,14 @@ def test_the_target_is_the_minimum_over_a_subset_drawn_anew_all_of_them_as_likel
         check_law(counts, [1000 / len(counts)] * len(counts))
 
 
+@pytest.mark.parametrize("n, subset", [(2, 1), (5, 2), (3, 3)])
+def test_with_a_subset_the_policy_follows_the_mean_of_all_critics(n, subset):
+    """As in REDQ (Chen et al. 2021, arXiv 2101.05982)."""
+    agent, (batch, noise) = steady([3.0**c for c in range(n)], [0.0] * n, critics_subset=subset), make_batch()
+    loss = agent.update(batch, 0 * noise)["losses/actor_loss"].item()
+    assert loss == pytest.approx(-0.5 * ENTROPY - agent.critics.biases[-1].mean().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("knobs", [dict(n_critics=5, critics_subset=2), dict(dropout=0.2)], ids=str)
 def test_in_training_each_update_draws_its_own_subset_and_units(train, knobs):
     first, again, other = (train(hidden=16, seed=seed, **knobs) for seed in (1, 1, 2))

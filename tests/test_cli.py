@@ -1,4 +1,4 @@
-"""How sac_continuous.py meets its user: mistakes in the flags, Ctrl-C, broken environments, full disks, little memory.
+"""How the scripts meet their user: mistakes in the flags, Ctrl-C, broken environments, full disks, little memory.
 
 Most tests run the real main() in a forked child. That gives a real exit code and all that reached the terminal, at a
 fraction of the time of a fresh interpreter, and whatever a test breaks ends with the child.
@@ -29,12 +29,18 @@ import pytest
 import torch
 from gymnasium.spaces import Box, MultiDiscrete
 
-import sac_continuous as sac
+import sac_continuous
+import sac_continuous as sac  # the tests have each script in its place
 
-SCRIPT = Path(sac.__file__)
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
+ENVIRONMENTS = {"sac_dmc": ("cartpole-swingup", "cartpole-balance")}  # one that is quickly stepped, and another
 # A run of half a second: where a mistake goes unnoticed, its test ends soon all the same.
-SMALL = "--env-id Pendulum-v1 --total-timesteps 60 --learning-starts 50 --batch-size 8 --buffer-size 100 "
-SMALL += "--eval-frequency 50 --eval-episodes 1 --log-frequency 20 --checkpoint-frequency 40 --threads 1 --no-cuda"
+QUICK = "--total-timesteps 60 --learning-starts 50 --batch-size 8 --buffer-size 100 --eval-frequency 50 "
+QUICK += "--eval-episodes 1 --log-frequency 20 --checkpoint-frequency 40 --threads 1 --no-cuda"
+
+by_gymnasium = pytest.mark.without("sac_dmc")  # a mistake that only Gymnasium's names allow
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+not_thrice = pytest.mark.without("sac_ablations")  # likewise
 
 
 class Toy(gym.Env):
@@ -55,11 +61,12 @@ class Toy(gym.Env):
         odd = self.odd if Toy.steps >= self.at else 1.0
         return self.reset()[0], odd() if callable(odd) else odd, False, False, {}
 
-    def render(self):
+    def render(self, *_, **__):
         raise RuntimeError("no screen here")
 
 
 def register(name, entry_point=Toy, **kwargs):
+    gym.registry.pop(f"Toy/{name}-v0", None)  # of another script's test
     gym.register(f"Toy/{name}-v0", entry_point, kwargs=kwargs)
     return f"Toy/{name}-v0"
 
@@ -71,25 +78,41 @@ WHOLE_NUMBERS = register("WholeNumbers", action_space=Box(-1, 1, (1,), np.int64)
 CHOICES = register("Choices", action_space=MultiDiscrete([2, 3]))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def names(equipped):
+    """What the tests call the script under test, its environments, and a small run of it."""
+    global SCRIPT, ENVIRONMENT, ANOTHER, SMALL
+    SCRIPT = Path(equipped.__file__)
+    ENVIRONMENT, ANOTHER = ENVIRONMENTS.get(equipped.__name__, ("Pendulum-v1", "MountainCarContinuous-v0"))
+    SMALL = f"--env-id {ENVIRONMENT} {QUICK}"
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """Toys as environments: sac_dmc.make_env knows the suite alone, but the loop runs around the parent's as well."""
+    if sac.__name__ == "sac_dmc":
+        monkeypatch.setattr(sac, "make_env", sac_continuous.make_env)
+
+
 class Ended(NamedTuple):
     code: int
     out: str
     err: str
 
 
-def child(folder, arguments):
+def child(script, folder, arguments):
     os.chdir(folder)
     for name, target in (("stdout", 1), ("stderr", 2)):  # both levels: libraries in C write past Python
         stream = open(f"{name}.txt", "w", buffering=1)
         setattr(sys, name, stream)
         os.dup2(stream.fileno(), target)
-    sys.argv = ["sac_continuous.py", *arguments.split()]
-    sac.main()
+    sys.argv = [f"{script.__name__}.py", *arguments.split()]
+    script.main()
 
 
-def run(folder, arguments):
-    """The end of one run of the script in `folder`."""
-    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, arguments))
+def run(folder, arguments, script=None):
+    """The end of one run in `folder` of the script under test, or of `script`."""
+    process = multiprocessing.get_context("fork").Process(target=child, args=(script or sac, folder, arguments))
     process.start()
     process.join(120)
     if process.is_alive():
@@ -135,7 +158,7 @@ def no_screen(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(names, tmp_path_factory):
     """A folder in which a run was finished."""
     folder = tmp_path_factory.mktemp("trained")
     assert run(folder, SMALL).code == 0
@@ -145,7 +168,9 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def finished(trained, tmp_path):
     """The folder of a finished run, to be damaged at will."""
-    return Path(shutil.copytree(only_run(trained), tmp_path / "runs" / "finished"))
+    folder = Path(shutil.copytree(only_run(trained), tmp_path / "runs" / "finished"))
+    assert (folder / SCRIPT.name).exists()  # a run of the script under test
+    return folder
 
 
 @pytest.fixture
@@ -168,6 +193,7 @@ def uninstall(monkeypatch):
 # Mistakes in the flags
 
 
+@by_gymnasium
 @pytest.mark.parametrize(
     "env_id, answer",
     [
@@ -199,16 +225,20 @@ def test_mistakes_in_two_flags(tmp_path):
     [
         ("wandb", "--track"),
         ("moviepy", "--capture-video"),
-        ("Box2D", "--env-id BipedalWalker-v3"),
-        ("mujoco", "--env-id Hopper-v4"),
+        pytest.param("Box2D", "--env-id BipedalWalker-v3", marks=by_gymnasium),
+        pytest.param("mujoco", "--env-id Hopper-v4", marks=by_gymnasium),
         ("shimmy", "--env-id shimmy:dm_control/cartpole-balance-v0"),
         ("dm_control", "--env-id shimmy:dm_control/cartpole-balance-v0"),
     ],
 )
-def test_missing_packages(tmp_path, uninstall, package, flags):
+def test_missing_packages(tmp_path, monkeypatch, uninstall, package, flags):
+    if sac.__name__ == "sac_dmc":  # OpenGL does not survive a fork
+        monkeypatch.setattr("dm_control.mujoco.Physics.render", lambda *_, **__: np.zeros((480, 640, 3), np.uint8))
     uninstall(package)
     line = refusal(tmp_path, f"{SMALL} {flags}")
-    assert flags.split()[0] in line and re.search(f"(?i){package}.*pip install", line)
+    # what the suite itself needs, sac_dmc.py needs whatever the flags
+    assert flags.split()[0] in line or (sac.__name__ == "sac_dmc" and package in ("shimmy", "dm_control"))
+    assert re.search(f"(?i){package}.*pip install", line)
 
 
 IMPOSSIBLE = {
@@ -254,6 +284,7 @@ def test_buffers_larger_than_memory(tmp_path, monkeypatch, flags, available):
     assert "--buffer-size" in line and "GB" in line
 
 
+@once
 @pytest.mark.parametrize("name, value", [("CXX", "/no/such/compiler"), ("PATH", "/no/such/folder")])
 @pytest.mark.parametrize("flags", ["--compile on", "--total-timesteps 50000 --learning-starts 49990"])
 def test_without_a_compiler_the_update_runs_uncompiled(tmp_path, monkeypatch, name, value, flags):
@@ -267,8 +298,11 @@ def test_without_a_compiler_the_update_runs_uncompiled(tmp_path, monkeypatch, na
     assert json.loads((only_run(tmp_path) / "args.json").read_text())["compile"] == "off"
 
 
-def test_video_of_what_cannot_be_rendered(tmp_path):
-    line = refusal(tmp_path, f"{SMALL} --env-id {UNRENDERABLE} --capture-video")
+def test_video_of_what_cannot_be_rendered(tmp_path, monkeypatch):
+    if sac.__name__ == "sac_dmc":
+        monkeypatch.setattr("dm_control.mujoco.Physics.render", Toy.render)
+    flags = "" if sac.__name__ == "sac_dmc" else f"--env-id {UNRENDERABLE}"
+    line = refusal(tmp_path, f"{SMALL} {flags} --capture-video")
     assert "--capture-video" in line and "no screen here" in line
 
 
@@ -301,10 +335,11 @@ def test_damaged_runs(tmp_path, finished, damage, flag):
 
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 def test_runs_of_another_environment(tmp_path, finished, flag):
-    line = refusal(tmp_path, f"{flag} runs/finished --env-id MountainCarContinuous-v0")
-    assert "--env-id" in line and "Pendulum-v1" in line
+    line = refusal(tmp_path, f"{flag} runs/finished --env-id {ANOTHER}")
+    assert "--env-id" in line and ENVIRONMENT in line
 
 
+@once
 def test_track_without_login(tmp_path):
     # A fresh interpreter: wandb reads its settings once, and what it leaves behind would fail to end with a fork.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
@@ -315,8 +350,10 @@ def test_track_without_login(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@not_thrice
 def test_a_mistake_in_a_fresh_interpreter(tmp_path):
     # Gymnasium warns of Hopper-v3's age before it refuses it; a fresh interpreter would show that.
+    # dm_control would warn where it finds no screen.
     command = [sys.executable, SCRIPT, "--env-id", "Hopper-v3"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and re.fullmatch("error: .*\n", ended.stderr), ended.stderr
@@ -338,6 +375,7 @@ def test_help_has_text_for_every_flag(tmp_path, monkeypatch):
         assert len(re.findall(r"\b[a-z]{2,}\b", words)) >= 2, f"{flag}: {text}"
 
 
+@pytest.mark.usefixtures("toys")
 def test_the_plan_stands_in_one_line_at_the_start(tmp_path):
     env_id = register("Exits", odd=lambda: sys.exit(0), at=1)
     flags = f"--env-id {env_id} --total-timesteps 10000000 --buffer-size 10000000 --learning-starts 1000 --compile off"
@@ -351,6 +389,7 @@ def test_the_plan_stands_in_one_line_at_the_start(tmp_path):
 # Ends that are nobody's mistake
 
 
+@not_thrice
 def test_interrupted_runs_say_how_to_go_on(tmp_path):
     """Ctrl-C after the first checkpoint: the command printed, as it stands, finishes the run."""
     script = tmp_path / "my project" / SCRIPT.name  # a space in the path, as users have them
@@ -384,6 +423,7 @@ def test_runs_go_on_with_their_own_copy_of_the_script(tmp_path, finished, monkey
     assert code == 0 and load(finished / "checkpoint.pt")["step"] == 80, err
 
 
+@pytest.mark.usefixtures("toys")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])  # the square of the last overflows
 def test_numbers_that_are_not_finite_stop_the_run(tmp_path, value):
     env_id = register(f"Pays{value}".replace("+", ""), odd=value, at=130)
@@ -395,6 +435,7 @@ def test_numbers_that_are_not_finite_stop_the_run(tmp_path, value):
     assert all(tensor.isfinite().all() for tensor in tensors(state))
 
 
+@pytest.mark.usefixtures("toys")
 def test_checkpoints_from_before_learning_are_finite_too(tmp_path):
     """A number that is not finite lies in the replay, and no loss knows of it yet, when a checkpoint is due."""
     code, out, err = run(tmp_path, f"{SMALL} --env-id {register('PaysEarly', odd=math.nan, at=30)}")
@@ -456,6 +497,8 @@ class Wide(Toy):
         return np.ones(4000, np.float32), 1.0, False, False, {}
 
 
+@not_thrice
+@pytest.mark.usefixtures("toys")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is in other units")
 def test_checkpoints_take_little_memory(tmp_path):
     """A buffer filled to a quarter is saved without a copy of it, and without the three quarters that are empty."""

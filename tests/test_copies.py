@@ -44,6 +44,13 @@ def test_a_copy_differs_only_where_it_may(name):
     assert not found, "\n".join(["these lines differ:", *found])
 
 
+@pytest.mark.parametrize("name", [*ALLOWED, "sac_ablations.py"])
+@pytest.mark.parametrize("module", ["math", "envs", "cli", "records", "variants"])
+def test_a_copy_is_tested_as_its_parent_is(module, name):
+    (scripts,) = re.findall(r"^SCRIPTS = (\[.*\])$", (ROOT / "tests" / f"test_{module}.py").read_text(), re.M)
+    assert {PARENT.stem, Path(name).stem} <= set(ast.literal_eval(scripts))
+
+
 CHANGES = [("self.tau)", "0.1)"), ("import ctypes,", "import ctypes, copy,"), ("class SAC", "class Agent")]
 
 

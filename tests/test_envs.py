@@ -1,4 +1,4 @@
-"""What sac_continuous.py does with environments: replay, actions, observations, logging and evaluation.
+"""What the scripts do with environments: replay, actions, observations, logging and evaluation.
 
 Most tests train through the real main() on Counting, an environment whose observations say where they come from and
 which writes down every transition it made. What replay, updates and log hold is then compared with what happened.
@@ -21,7 +21,12 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from matplotlib.figure import Figure
 
-import sac_continuous as sac
+import sac_continuous
+import sac_continuous as sac  # for annotations; the tests have each script in its place
+
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
+own_make_env = pytest.mark.without("sac_dmc")  # a test of make_env itself
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 
 torch.set_num_threads(1)
 
@@ -120,8 +125,10 @@ gym.register("Plainest-v0", entry_point=Plainest)
 
 
 @pytest.fixture(autouse=True)
-def clean():
+def clean(monkeypatch):
     forget()
+    if sac.__name__ == "sac_dmc":  # its make_env knows the suite alone; here the loop is tested, around the parent's
+        monkeypatch.setattr(sac, "make_env", sac_continuous.make_env)
 
 
 def forget():
@@ -143,11 +150,11 @@ def train(monkeypatch, tmp_path):
                 super().__init__(*args, **kwargs)
                 seen.buffer = self
 
-        def spy_update(agent, batch, noise):
+        def spy_update(agent, batch, noise, *weight):
             if not seen.updates:
                 seen.initial = deepcopy(agent.state_dict())
             seen.updates.append(SimpleNamespace(made=len(MADE), batch=batch, noise=noise.clone()))
-            return update(agent, batch, noise)
+            return update(agent, batch, noise, *weight)
 
         def spy_evaluate(*args, **kwargs):
             seen.evaluations.append(evaluate(*args, **kwargs))
@@ -333,6 +340,7 @@ def test_checkpoints_start_new_environments_with_new_seeds(train, n_envs):
 # Actions
 
 
+@own_make_env
 @pytest.mark.parametrize("name", BOUNDS)
 def test_actions_cover_the_bounds_and_never_leave_them(name):
     env, box = make_env(f"Counting-{name}-actions-v0"), deepcopy(BOUNDS[name])
@@ -372,6 +380,7 @@ class Narrow(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
+@own_make_env
 def test_actions_have_the_type_that_the_environment_takes():
     gym.register("Half-v0", entry_point=Narrow, kwargs=dict(low=-2, high=3, dtype=np.float16))
     env = make_env("Half-v0")
@@ -380,6 +389,7 @@ def test_actions_have_the_type_that_the_environment_takes():
         env.step(action[None])
 
 
+@own_make_env
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype, bound", [(np.float32, 3e38), (np.float64, 1e308)])
 def test_bounds_too_wide_to_scale_are_refused(dtype, bound, capsys):
@@ -422,6 +432,7 @@ def test_policy_acts_from_learning_starts_on(train, monkeypatch, n_envs, learnin
 # Observations and environments of every kind
 
 
+@own_make_env
 @pytest.mark.parametrize("view, size", [("line", 3), ("double", 3), ("grid", 3), ("dict", 7), ("reused", 3)])
 def test_observations_are_flat_and_spaces_untouched(view, size):
     spaces = deepcopy(SPACES), deepcopy(BOUNDS)
@@ -434,6 +445,7 @@ def test_observations_are_flat_and_spaces_untouched(view, size):
     assert (SPACES, BOUNDS) == spaces
 
 
+@own_make_env
 def test_environments_need_not_know_of_pictures():
     make_env("Plainest-v0").reset(seed=0)
 
@@ -445,6 +457,7 @@ KINDS = ["Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v4", "Hopper-v5", py
 KINDS += [pytest.param(env_id, marks=box2d) for env_id in ("LunarLanderContinuous-v3", "BipedalWalker-v3")]
 
 
+@once
 @pytest.mark.parametrize("env_id", KINDS)
 def test_trains_on(train, env_id):
     seen = train(env_id, 60, learning_starts=30, batch_size=32)
@@ -453,6 +466,7 @@ def test_trains_on(train, env_id):
     assert not unchanged and all(value.isfinite().all() for value in seen.final.values())
 
 
+@own_make_env
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Ant-v4"])
 def test_v4_is_no_reason_to_warn(env_id):
     with pytest.warns(match="out of date"):
@@ -464,6 +478,7 @@ def test_v4_is_no_reason_to_warn(env_id):
     assert [str(warning.message) for warning in caught] == ["another"]
 
 
+@own_make_env
 @dm_control
 def test_dm_control_ends_by_truncation_and_follows_its_seed():
     env = make_env(CARTPOLE)
@@ -525,6 +540,7 @@ def test_evaluations_have_seeds_of_their_own(train):
     assert not set(before) & set(SEEDS)
 
 
+@once
 def test_endless_episodes_are_cut():
     (paid,) = sac.evaluate(*new_agent("Counting-plain-actions-v0", eval_episodes=1), step=0)
     assert len(MADE) == 10_000 and paid == sum(m.reward for m in MADE)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "sac_continuous.py"
-SCRIPTS = [SCRIPT, ROOT / "sac_dmc.py", ROOT / "sac_ablations.py"]
+FILES = [SCRIPT, ROOT / "sac_dmc.py", ROOT / "sac_ablations.py"]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
@@ -62,10 +62,10 @@ def test_the_header_pins_what_requirements_pin():
 
 def test_the_script_stays_short_enough_to_read():
     assert len(SCRIPT.read_text().splitlines()) <= 450
-    assert max(len(line) for script in SCRIPTS for line in script.read_text().splitlines()) <= 120
+    assert max(len(line) for script in FILES for line in script.read_text().splitlines()) <= 120
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize("script", FILES, ids=lambda script: script.stem)
 def test_the_script_compiles_for_every_promised_python(script):
     import ast
 
@@ -73,7 +73,7 @@ def test_the_script_compiles_for_every_promised_python(script):
         ast.parse(script.read_text(), feature_version=(3, minor))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize("script", FILES, ids=lambda script: script.stem)
 def test_nothing_runs_at_import(script):
     subprocess.run([sys.executable, "-c", f"import {script.stem}"], cwd=ROOT, check=True)
     assert script.read_text().rstrip().endswith('if __name__ == "__main__":\n    main()')
@@ -87,7 +87,7 @@ def test_every_command_of_the_readme_is_accounted_for():
 def alone(tmp_path_factory):
     """An empty folder with nothing but the scripts in it, and a finished run."""
     folder = tmp_path_factory.mktemp("alone")
-    for script in SCRIPTS:
+    for script in FILES:
         shutil.copy(script, folder)
     execute(folder, f"python sac_continuous.py --env-id Pendulum-v1 {SHORT}")
     return folder

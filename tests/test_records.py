@@ -1,6 +1,7 @@
 """What a run leaves behind: TensorBoard, Weights & Biases, learning curve, model, videos; and what it says on the way.
 
-One run of 600 steps on Pendulum-v1, whose episodes have 200, serves most tests.
+One run of 600 steps on Pendulum-v1, whose episodes have 200, serves most tests. On the suite, whose episodes have 1000,
+all these counts are five times as large.
 """
 
 import dataclasses
@@ -25,21 +26,49 @@ from matplotlib.image import imread
 from moviepy import VideoFileClip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import sac_continuous as sac
-from test_cli import SCRIPT, load, only_run, run
+import sac_continuous as sac  # the tests have each script in its place
+import test_cli
+from test_cli import Ended, load, only_run
 
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+not_thrice = pytest.mark.without("sac_ablations")  # likewise
 CHARTS = {"charts/episodic_return", "charts/episodic_length"}
 LOSSES = {f"losses/{name}" for name in "qf_loss qf1_values actor_loss alpha alpha_loss entropy target_q".split()}
 EVALUATIONS = {"eval/episodic_return", "eval/episodic_return_std"}
 KEYS = CHARTS | LOSSES | EVALUATIONS | {"charts/SPS"}
 
-GIVEN = {"env_id": "Pendulum-v1", "total_timesteps": 600, "learning_starts": 100, "batch_size": 16, "threads": 1}
-GIVEN |= {"log_frequency": 100, "eval_frequency": 200, "eval_episodes": 2}
+# the flags that are numbers of steps
+COUNTS = {"total_timesteps", "learning_starts", "log_frequency", "eval_frequency", "checkpoint_frequency"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def names(equipped):
+    """What the tests call the script under test, what differs in its episodes, and the shared run's flags."""
+    global SCRIPT, SCALE, FRAMES, RETURNS, GIVEN
+    SCRIPT, SCALE, FRAMES, RETURNS, GIVEN = Path(equipped.__file__), 1, 200, (-3300, 0), {"env_id": "Pendulum-v1"}
+    if equipped.__name__ == "sac_dmc":
+        SCALE, FRAMES, RETURNS = 5, 40, (0, 1000)  # few frames, as they take long without a GPU
+        GIVEN = {"env_id": "cartpole-balance", "action_repeat": 25}
+    GIVEN |= {"batch_size": 16, "threads": 1, "eval_episodes": 2}
+    GIVEN |= scaled(total_timesteps=600, learning_starts=100, log_frequency=100, eval_frequency=200)
+
+
+def scaled(**given):
+    return {key: value * SCALE if key in COUNTS else value for key, value in given.items()}
+
+
+def run(folder, arguments):
+    """The end of one run; in a fresh interpreter where it renders the suite, as OpenGL does not survive a fork."""
+    if "--capture-video" in arguments and sac.__name__ == "sac_dmc":
+        ended = subprocess.run([sys.executable, SCRIPT, *arguments.split()], cwd=folder, capture_output=True, text=True)
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+    return test_cli.run(folder, arguments, sac)
 
 
 def flags(**changed):
-    """The shared run's flags as a command line, some of them changed."""
-    given = GIVEN | changed
+    """The shared run's flags as a command line, some of them changed, to counts as on Pendulum."""
+    given = GIVEN | scaled(**changed)
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items()) + " --no-cuda"
 
 
@@ -50,7 +79,8 @@ def tensorboard(folder):
 
 
 def steps(scalars, key):
-    return [step for step, _ in scalars[key]]
+    """When a key was recorded, in counts as on Pendulum."""
+    return [step / SCALE for step, _ in scalars[key]]
 
 
 def all_steps(scalars):
@@ -61,11 +91,11 @@ def shows_an_episode(path):
     """Whether a video is as long as an episode and something moves in it, by more than what compression changes."""
     with VideoFileClip(str(path)) as clip:
         video = np.stack(list(clip.iter_frames())).astype(int)
-    return abs(len(video) - 200) <= 2 and abs(video - video[0]).max() > 100
+    return abs(len(video) - FRAMES) <= 2 and abs(video - video[0]).max() > 100
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def recorded(names, tmp_path_factory):
     """The shared run: its folder, and what it said."""
     folder = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
@@ -87,6 +117,7 @@ def test_keys(scalars):
     assert scalars.keys() == KEYS
 
 
+@pytest.mark.only("sac_continuous")  # one README for all of them
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_keys_are_explained_in_the_readme(key):
     rows = [line.split("|")[1:-1] for line in (SCRIPT.parent / "README.md").read_text().splitlines() if line[:1] == "|"]
@@ -109,13 +140,14 @@ def test_steps_of_several_environments(tmp_path):
     assert all(steps(scalars, key) == [700, 800] for key in LOSSES)
     assert all(steps(scalars, key) == [400, 800] for key in EVALUATIONS)
     assert all(steps(scalars, key) == [800] for key in CHARTS)
-    assert scalars["charts/episodic_length"] == [(800, 200)]
+    assert scalars["charts/episodic_length"] == [(800 * SCALE, 200 * SCALE)]
 
 
 def test_values(scalars):
     assert all(np.isfinite(value) for key in KEYS for _, value in scalars[key])
-    assert [value for _, value in scalars["charts/episodic_length"]] == [200, 200, 200]
-    assert all(-3300 < value < 0 for key in ("charts", "eval") for _, value in scalars[f"{key}/episodic_return"])
+    assert [value for _, value in scalars["charts/episodic_length"]] == [200 * SCALE] * 3
+    low, high = RETURNS
+    assert all(low < value < high for key in ("charts", "eval") for _, value in scalars[f"{key}/episodic_return"])
     assert all(value > 0 for key in ("charts/SPS", "losses/alpha", "losses/qf_loss") for _, value in scalars[key])
 
 
@@ -131,10 +163,11 @@ def test_learning_curve(recorded):
 
 
 def test_model(recorded):
-    agent, saved = sac.SAC(3, 1, sac.Args()), load(recorded[0] / "model.pt")["agent"]
+    agent = sac.SAC(5 if sac.__name__ == "sac_dmc" else 3, 1, sac.Args())
+    saved = load(recorded[0] / "model.pt")["agent"]
     agent.load_state_dict(saved)
     checkpoint = load(recorded[0] / "checkpoint.pt")
-    assert checkpoint["step"] == 600 and checkpoint["agent"].keys() == saved.keys()
+    assert checkpoint["step"] == 600 * SCALE and checkpoint["agent"].keys() == saved.keys()
     assert all(torch.equal(saved[key], checkpoint["agent"][key]) for key in saved)
 
 
@@ -145,29 +178,33 @@ def test_arguments(recorded):
 
 
 def test_script(recorded):
-    assert (recorded[0] / "sac_continuous.py").read_bytes() == SCRIPT.read_bytes()
+    assert (recorded[0] / SCRIPT.name).read_bytes() == SCRIPT.read_bytes()
 
 
 def test_folder_names(tmp_path, monkeypatch, recorded):
-    assert re.fullmatch(r"Pendulum-v1__sac_continuous__1__\d+", recorded[0].name)
+    assert re.fullmatch(rf"{GIVEN['env_id']}__{sac.__name__}__1__\d+", recorded[0].name)
     entry_point = "gymnasium.envs.classic_control:PendulumEnv"
     (tmp_path / "toys.py").write_text(f"import gymnasium\ngymnasium.register('My/Swing-v1', '{entry_point}')")
     monkeypatch.syspath_prepend(tmp_path)
-    changed = dict(env_id="toys:My/Swing-v1", total_timesteps=30, learning_starts=20, eval_frequency=0, seed=7)
+    env_id = "shimmy:dm_control/cartpole-swingup-v0" if sac.__name__ == "sac_dmc" else "toys:My/Swing-v1"
+    changed = dict(env_id=env_id, total_timesteps=30, learning_starts=20, eval_frequency=0, seed=7)
     for _ in range(2):
         assert run(tmp_path, flags(**changed, exp_name="a:b/c*d?")).code == 0
     names = [path.name for path in (tmp_path / "runs").iterdir()]
     assert len(names) == 2  # a new one each time, and none inside another
-    assert all(re.fullmatch(r"toys.My.Swing-v1__a.b.c.d.?__7__\d+", name) for name in names)
+    parts = env_id.replace(":", ".").replace("/", ".")
+    assert all(re.fullmatch(rf"{parts}__a.b.c.d.?__7__\d+", name) for name in names)
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)  # what every file system and shell takes
 
 
 # Videos and evaluation
 
 
+@not_thrice
 def test_videos(recorded):
     paths = list(recorded[0].rglob("*.mp4"))
-    assert len(paths) == 3 and all(any(str(step) in path.name for path in paths) for step in (200, 400, 600))
+    assert len(paths) == 3
+    assert all(any(f"step-{step * SCALE}-" in path.name for path in paths) for step in (200, 400, 600))
     assert all(shows_an_episode(path) for path in paths)
 
 
@@ -178,7 +215,8 @@ def test_evaluation_of_a_run(tmp_path, recorded, monkeypatch):
     code, out, err = run(tmp_path, "--evaluate runs/copy --capture-video --eval-episodes 3")
     assert code == 0, err
     results = [re.search(rf"{policy}.*?(-?\d+\.\d+)\D+(\d+\.\d+)", out) for policy in ("deterministic", "stochastic")]
-    assert all(-3300 < float(mean) < 0 < float(std) for mean, std in (result.groups() for result in results))
+    low, high = RETURNS
+    assert all(low < float(mean) < high and float(std) > 0 for mean, std in (result.groups() for result in results))
     assert results[0].groups() != results[1].groups()
     new = {path for path in tmp_path.rglob("*.mp4") if path not in before}
     assert len(new) == 2 and [any(policy in path.name for path in new) for policy in ("determ", "stoch")] == [True] * 2
@@ -193,13 +231,14 @@ def test_evaluation_of_a_run(tmp_path, recorded, monkeypatch):
 def test_progress_in_a_file(recorded, scalars):
     """Where nobody watches, a line at each record."""
     lines = {int(line.split()[1].strip(",")): line for line in recorded[1].splitlines() if "steps/s" in line}
-    assert list(lines) == [100, 200, 300, 400, 500, 600]
+    assert list(lines) == [step * SCALE for step in (100, 200, 300, 400, 500, 600)]
     assert all(re.search(r"\d+ steps/s.* left.*return.*best", line) for line in lines.values())
     returns = [value for _, value in scalars["charts/episodic_return"]]
-    assert re.search(rf"return {returns[-1]:.1f}\b.*best {max(returns):.1f}$", lines[600])
+    assert re.search(rf"return {returns[-1]:.1f}\b.*best {max(returns):.1f}$", lines[600 * SCALE])
     assert "\r" not in recorded[1]
 
 
+@not_thrice
 def test_progress_on_a_terminal(tmp_path):
     """Where somebody does, a bar in place of the lines."""
     ours, theirs = pty.openpty()
@@ -216,7 +255,7 @@ def test_progress_on_a_terminal(tmp_path):
     os.close(ours)
     said = said.decode()
     assert process.wait() == 0, said
-    assert re.search(r"\r[^\r\n]*\b300/300\b[^\r\n]*return -[\d.]+, best -[\d.]+", said)
+    assert re.search(rf"\r[^\r\n]*\b{300 * SCALE}/{300 * SCALE}\b[^\r\n]*return -?[\d.]+, best -?[\d.]+", said)
     assert "minutes left" not in said
 
 
@@ -279,6 +318,7 @@ def launch(arguments, **streams):
     return subprocess.Popen([sys.executable, SCRIPT, *arguments.split()], **streams)
 
 
+@once
 def test_wandb_holds_what_tensorboard_holds(tmp_path, offline):
     arguments = flags(total_timesteps=400, exp_name="tracked") + " --track --capture-video"
     assert launch(arguments).wait(timeout=240) == 0
@@ -300,6 +340,7 @@ def test_wandb_holds_what_tensorboard_holds(tmp_path, offline):
     assert len(videos) == 2 and {v.read_bytes() for v in videos} == {v.read_bytes() for v in originals}
 
 
+@once
 def test_wandb_after_a_kill(tmp_path, offline):
     """No step twice; of TensorBoard's steps none is missing but the last before the kill, lost in wandb's buffer."""
     arguments = flags(checkpoint_frequency=200, log_frequency=5, eval_frequency=300) + " --track --capture-video"

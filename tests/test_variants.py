@@ -5,17 +5,22 @@ import json
 import os
 import shutil
 import sys
+import threading
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
-import sac_continuous as sac
+import sac_continuous as sac  # the tests have each script in its place
 
+SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 FLAGS = "--env-id Pendulum-v1 --total-timesteps 60 --learning-starts 40 --batch-size 8 --log-frequency 20 "
 FLAGS += "--eval-frequency 60 --eval-episodes 1 --threads 1"
+SUITE = "--env-id cartpole-swingup --action-repeat 50 --total-timesteps 3000 --learning-starts 2100 --batch-size 8 "
+SUITE += "--log-frequency 1000 --eval-frequency 3000 --eval-episodes 1 --threads 1"
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +32,20 @@ def one_thread():
     torch._dynamo.reset()
 
 
-def initial_agent(seed=1):
-    torch.manual_seed(seed)
-    return sac.SAC(3, 1, sac.Args())
+def initial_agent(obs_dim=3):
+    torch.manual_seed(1)
+    return sac.SAC(obs_dim, 1, sac.Args())
+
+
+COMBINATIONS = list(itertools.product([False, True], [1, 3], [False, True], [False, True]))
+EVERYWHERE = [(False, 3, False, False), (True, 1, True, True)]  # the others once
 
 
 @pytest.mark.parametrize(
-    "compiled, num_envs, track, video", list(itertools.product([False, True], [1, 3], [False, True], [False, True]))
+    "compiled, num_envs, track, video",
+    [pytest.param(*flags, marks=() if flags in EVERYWHERE else once) for flags in COMBINATIONS],
 )
-def test_all_flags_together_make_real_updates(compiled, num_envs, track, video, tmp_path, monkeypatch):
+def test_all_flags_together_make_real_updates(equipped, compiled, num_envs, track, video, tmp_path, monkeypatch):
     if compiled and not COMPILER:
         pytest.skip("no C++ compiler")
     if compiled and (num_envs, track, video) not in [(1, False, False), (3, True, True)]:
@@ -47,7 +57,8 @@ def test_all_flags_together_make_real_updates(compiled, num_envs, track, video, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr(sys, "argv", ["sac_continuous.py", *FLAGS.split(), *flags])
+    shared, obs_dim, updates = (SUITE, 5, 18) if sac.__name__ == "sac_dmc" else (FLAGS, 3, 20)
+    monkeypatch.setattr(sys, "argv", [f"{sac.__name__}.py", *shared.split(), *flags])
     sac.main()
     if track:
         import wandb
@@ -55,11 +66,11 @@ def test_all_flags_together_make_real_updates(compiled, num_envs, track, video, 
         wandb.finish()
 
     (folder,) = tmp_path.glob("runs/*")
-    before, after = initial_agent().state_dict(), torch.load(folder / "model.pt", weights_only=True)["agent"]
+    before, after = initial_agent(obs_dim).state_dict(), torch.load(folder / "model.pt", weights_only=True)["agent"]
     for name, tensor in after.items():
         assert not torch.equal(tensor, before[name]), f"{name} is what it was"
         assert tensor.isfinite().all()
-    assert after["critic_optimizer.steps"] == after["actor_optimizer.steps"] == 20
+    assert after["critic_optimizer.steps"] == after["actor_optimizer.steps"] == updates
     assert bool(list(folder.glob("wandb/offline-run-*/*.wandb"))) == track
     assert bool(list(folder.glob("videos/*.mp4"))) == video
 
@@ -70,6 +81,7 @@ def a_batch(generator, batch_size=256):
     return sac.Batch(obs, action, normal(batch_size), (normal(batch_size) > 1).float(), next_obs)
 
 
+@once
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 @torch._dynamo.config.patch(trace_autograd_ops=True)
 def test_compiled_update_equals_the_eager_one():
@@ -93,6 +105,7 @@ def weights(agent):
     return torch.cat([parameter.detach().flatten() for parameter in agent.parameters()])
 
 
+@once
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 @torch._dynamo.config.patch(trace_autograd_ops=True)
 def test_a_thousand_compiled_updates_stay_within_the_growth_of_rounding():
@@ -123,6 +136,7 @@ def train(folder, monkeypatch, *flags):
     return agent, json.loads((run / "args.json").read_text()), run
 
 
+@once
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_the_number_of_threads_changes_no_bits(compile, tmp_path, monkeypatch):
     flags = ["--env-id=Hopper-v4", "--batch-size=256", f"--compile={compile}"]
@@ -140,10 +154,12 @@ class Crowded(psutil.Process):
         return SimpleNamespace(voluntary=0, involuntary=10**6 * Crowded.looks)
 
 
+@once
 @pytest.mark.parametrize("crowded", [False, True])
 def test_threads_give_way_to_other_processes_until_the_next_checkpoint(crowded, tmp_path, monkeypatch, capsys):
-    clock = itertools.count(step=2.1)
-    monkeypatch.setattr(sac.time, "time", lambda: next(clock))  # a look at each step
+    clock, main = itertools.count(step=2.1), threading.main_thread()  # a look at each step
+    # TensorBoard's thread, which asks when it likes, must not move the clock
+    monkeypatch.setattr(sac.time, "time", lambda: next(clock) if threading.current_thread() is main else 0.0)
     quiet = SimpleNamespace(num_ctx_switches=lambda: SimpleNamespace(voluntary=0, involuntary=0))
     monkeypatch.setattr(psutil, "Process", Crowded if crowded else lambda: quiet)
     seen, update = [], sac.SAC.update
@@ -160,6 +176,7 @@ def test_threads_give_way_to_other_processes_until_the_next_checkpoint(crowded, 
     assert all(torch.equal(agent[name], alone[name]) for name in alone)
 
 
+@once
 @pytest.mark.parametrize(
     "flags, compiles",
     [
@@ -184,6 +201,7 @@ def test_long_runs_compile_and_resumed_ones_go_on_as_they_began(flags, compiles,
     assert len(made) == 3 * compiles
 
 
+@once
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_update_equals_the_cpu_one():
     cpu, gpu = initial_agent(), initial_agent().to("cuda")
@@ -194,6 +212,7 @@ def test_a_gpu_update_equals_the_cpu_one():
         torch.testing.assert_close(theirs[name].cpu(), loss, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@once
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @torch._dynamo.config.patch(trace_autograd_ops=True)
 def test_a_captured_update_equals_the_eager_one():
@@ -210,6 +229,7 @@ def test_a_captured_update_equals_the_eager_one():
             torch.testing.assert_close(theirs[name], loss, rtol=1e-5 * (step + 1), atol=1e-5 * (step + 1), msg=name)
 
 
+@once
 @pytest.mark.parametrize("precision", ["auto", "highest"])
 def test_products_are_true_float32(precision, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
