@@ -31,7 +31,7 @@ def report(name: str, study: optuna.Study, space: Space, folder: Path):
     rows = []
     for t in finished:
         score = t.value if t.state == TrialState.COMPLETE else math.nan  # that of a pruned trial lacks runs
-        row = {"trial": t.number, "state": t.state.name.lower(), "score": score, "steps": t.last_step}
+        row = {"trial": t.number, "state": t.state.name.lower(), "score": score, "steps": t.last_step or 0}
         row |= t.params | dict.fromkeys(scores, math.nan) | t.user_attrs.get("scores", {})
         row |= {"note": t.user_attrs.get("note", ""), "versions": t.user_attrs["versions"], "script": space.script}
         rows.append(row | dict(zip(["script_hash", "space_hash"], study.study_name.split()[-2:])))
@@ -62,32 +62,33 @@ def draw_slices(path: Path, space: Space, trials: list[FrozenTrial]):
     """Score against value, a panel per flag."""
     columns = min(4, len(space.search))
     rows = math.ceil(len(space.search) / columns)
-    figure = Figure(figsize=(3 * columns, 2.6 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(3 * columns, 2.6 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    complete = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value)
-    best, scores, pruned = complete[-1], [t.value for t in complete], [t for t in trials if t not in complete]
+    complete, pruned = ([t for t in trials if t.state == s] for s in (TrialState.COMPLETE, TrialState.PRUNED))
+    best, scores = max(complete, key=lambda t: t.value), [t.value for t in complete]
     for ax, (flag, values) in zip(panels.flat, space.search.items()):
         at = {t.number: t.params[flag] for t in trials}
         if choices := getattr(values, "choices", None):  # side by side, their trials a little apart
             at = {number: choices.index(x) + (0.618 * number % 1 - 0.5) / 2 for number, x in at.items()}
-            ax.set_xticks(range(len(choices)), map(str, choices))
+            names = [str(choice) for choice in choices]
+            ax.set_xticks(range(len(names)), names, rotation=20 if len("".join(names)) > 20 else 0)
             ax.set_xlim(-0.5, len(choices) - 0.5)
         elif values.log:
             ax.set_xscale("log", base=2 if isinstance(values.low, int) else 10)
             ax.xaxis.set_major_formatter("{x:g}")
         lines = ax.plot([at[t.number] for t in complete], scores, "o", color="0.5", mec="white", label="complete")
-        to_bottom = dict(transform=ax.get_xaxis_transform(), label="pruned, whatever their score")
+        to_bottom = dict(transform=ax.get_xaxis_transform(), label="pruned (no score)")
         lines += ax.plot([at[t.number] for t in pruned], [0.05] * len(pruned), "x", color="0.2", ms=5, **to_bottom)
         label = f"best: trial {best.number}"
         lines += ax.plot(at[best.number], best.value, "*", color="black", mec="white", ms=15, label=label)
         ax.set(xlabel=flag)
-    span = scores[-1] - scores[0] or 1
-    panels[0, 0].set_ylim(scores[0] - 0.2 * span, scores[-1] + 0.1 * span)  # shared
+    span = max(scores) - min(scores) or 1
+    panels[0, 0].set_ylim(min(scores) - 0.2 * span, max(scores) + 0.1 * span)  # shared
     for ax in panels[:, 0]:
         ax.set_ylabel("score")
     for ax in panels.flat[len(space.search) :]:
         ax.remove()
-    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=lines, loc="outside lower center", ncols=3 if columns > 1 else 1, frameon=False)
     figure.savefig(path, dpi=120)
 
 

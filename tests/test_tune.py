@@ -208,6 +208,12 @@ def test_the_slices_show_every_trial_where_it_is(monkeypatch, tmp_path):
         study.add_trial(made)
     monkeypatch.setattr(tune_report.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     tune_report.draw_slices(tmp_path, space, study.trials)
+    tune_report.draw_slices(tmp_path, Space(space.envs, {"--x": space.search["--x"]}), study.trials)
+    for figure in drawn:
+        figure.draw_without_rendering()
+        texts = [*figure.legends, *(ax.xaxis.label for ax in figure.axes), figure.axes[0].yaxis.label]
+        for box in (text.get_window_extent() for text in texts):
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, "clipped"
     x, m = drawn[0].axes
     data = [[(round(a, 6), round(b, 6)) for a, b in line.get_xydata()] for line in x.get_lines()]
     assert data == [[(0.1, 0.5), (0.2, 0.9)], [(0.3, 0.05)], [(0.2, 0.9)]] and x.get_xscale() == "log"
