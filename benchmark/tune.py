@@ -111,6 +111,8 @@ class Tuning:
 
     def __post_init__(self):
         space = self.space
+        if not (ROOT / space.script).is_file() or not space.envs or space.seeds < 1:
+            fail(f"space {self.name}: needs a script that exists ({space.script}), an environment and a seed at least")
         self.flags = shlex.split(space.flags)
         self.grid = [(env_id, seed) for seed in range(1, space.seeds + 1) for env_id in space.envs]
         self.steps = sum(space.envs[env_id].steps for env_id, _ in self.grid)
@@ -132,6 +134,18 @@ class Tuning:
                 return vars(tyro.cli(importlib.import_module(Path(script).stem).Args, args=flags))
         except SystemExit:
             fail(f"space {self.name}: {script} does not take {shlex.join(flags)}, see its --help")
+
+    def own(self) -> dict | None:
+        """The script's own settings, if the space holds them all."""
+        own = {flag: self.defaults.get(flag[2:].replace("-", "_")) for flag in self.space.search}
+        for value, values in zip(own.values(), self.space.search.values()):
+            if choices := getattr(values, "choices", None):
+                held = value in choices
+            else:
+                held = isinstance(value, float | int) and values.low <= value <= values.high
+            if not held or "--preset" in self.flags:
+                return None
+        return own
 
     def lock(self, *number: int, wait: bool = False):
         return lock(self.runs / "logs" / f"{'-'.join(map(str, ['tune', self.name, *number]))}.lock", wait)
@@ -169,11 +183,7 @@ class Tuning:
                     wanted -= 1
             if wanted < 1:
                 return None
-            own = {flag: self.defaults[flag[2:].replace("-", "_")] for flag in search}
-            held = (
-                own[k] in d.choices if hasattr(d, "choices") else d.low <= own[k] <= d.high for k, d in search.items()
-            )
-            if not study.trials and all(held) and "--preset" not in self.flags:
+            if not study.trials and (own := self.own()):
                 study.enqueue_trial(own, user_attrs={"note": "the script's own settings"})
             # a generator of its own for each trial: started again, the sampler must not repeat what it drew at first
             seed = int(np.random.SeedSequence([self.args.seed, len(study.trials)]).generate_state(1)[0])

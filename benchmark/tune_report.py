@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -38,10 +39,11 @@ def report(name: str, study: optuna.Study, space: Space, folder: Path):
     table = pandas.DataFrame(rows)
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "trials.csv", index=False)
-    say(f"\n{name}: " + ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items()))
+    states = Counter(trial.state for trial in study.trials)  # some may be at work in other processes
+    say(f"\n{name}: " + ", ".join(f"{states[state]} {state.name.lower()}" for state in TrialState if states[state]))
+    if not states[TrialState.COMPLETE]:
+        sys.exit("no trial is complete, so there are no best settings")
     best = table[table["state"] == "complete"].sort_values("score", ascending=False, kind="stable")
-    if best.empty:
-        sys.exit(f"no trial is complete, so there are no best settings: see {folder / 'trials.csv'}")
     shown = best[["trial", "score", *space.search]].head(5)
     say(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     for place, (number, score, note) in enumerate(zip(best["trial"], best["score"], best["note"]), 1):

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from benchmark import tune
+from benchmark import tune, tune_report
 from benchmark.spaces import SPACES, Env, Space
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +156,9 @@ def test_bad_trials_are_pruned_and_their_runs_stopped(tuned):
 
 
 def test_a_trial_is_pruned_where_its_score_so_far_is_below_the_median(tuned):
-    """From the journal: the rule of the median, applied by hand to what every trial had reported."""
+    """The rule of the median, applied by hand to what each trial must have reported."""
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tuned / "runs" / "tune-tiny.journal")))
+    (study,) = (optuna.load_study(storage=storage, study_name=name) for name in optuna.get_all_study_names(storage))
     reports, complete = {}, []
     for row in rows(tuned):
         number, x = int(row["trial"]), float(row["--x"])
@@ -162,6 +166,8 @@ def test_a_trial_is_pruned_where_its_score_so_far_is_below_the_median(tuned):
         means = lambda values: np.cumsum(values) / np.arange(1, 5)
         so_far = np.concatenate([means(on_a), on_a.mean() + means(on_b)]) / 2
         reports[number] = dict(zip(range(2, 17, 2), so_far))
+        for step, value in study.trials[number].intermediate_values.items():
+            assert value == pytest.approx(reports[number][step], abs=1e-6)
         below = [
             step
             for step in range(4, 16, 2)
@@ -194,9 +200,6 @@ def test_table_csv_and_figures_hold_all_trials(tuned, fake, monkeypatch, capsys)
 
 
 def test_the_slices_show_every_trial_where_it_is(monkeypatch, tmp_path):
-    import optuna
-    from benchmark import tune_report
-
     space = Space(
         {"a": Env(8, 0, 1)}, {"--x": FloatDistribution(0.01, 1, log=True), "--m": CategoricalDistribution("pq")}
     )
@@ -351,6 +354,8 @@ def test_stopping_between_trials_changes_nothing(monkeypatch, tmp_path, fake, tu
             {"flags": ""},
             "error: space tiny: evaluations make the score, its flags must have --eval-frequency 1 or more",
         ),
+        ({"script": "sac.py"}, "error: space tiny: needs a script that exists (sac.py), an environment and a seed"),
+        ({"seeds": 0}, "an environment and a seed at least"),
         ({"envs": {"a": Env(8, 5, 5)}}, "error: space tiny: a needs low < high, the returns that score 0 and 1"),
     ],
 )
@@ -404,6 +409,8 @@ def test_the_built_in_spaces_can_be_searched(name, tmp_path, monkeypatch):
     trial, mine = tuning.claim()
     assert trial.params == {flag: tuning.defaults[flag[2:].replace("-", "_")] for flag in space.search}
     assert tuning.claim() is None  # which is the one wanted, and at work
+    with pytest.raises(SystemExit, match="no trial is complete"):
+        tune.report(name, tuning.study, space, tmp_path / "results")
     assert tuning.steps == space.seeds * sum(env.steps for env in space.envs.values())
 
 
