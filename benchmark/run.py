@@ -106,6 +106,15 @@ def runs_of(name: str, study: Study, threads: int = 1, variants: tuple[str, ...]
     return grid
 
 
+def runs_of_all(names: tuple[str, ...], threads: int = 1, variants: tuple[str, ...] = ()) -> list[Run]:
+    """The runs of one study after the other; what they share is the first one's."""
+    runs = {}
+    for name in names:
+        for run in runs_of(name, STUDIES[name], threads, variants):
+            runs.setdefault((run.key, run.seed), run)
+    return list(runs.values())
+
+
 def fail(message: str):
     print("error:", message, file=sys.stderr)
     sys.exit(2)
@@ -258,12 +267,11 @@ def main():
         fail("--jobs and --threads must be at least 1")
     sys.path.insert(0, str(ROOT))
     runs = Path.cwd() / "runs"
-    grid = [run for name in args.studies for run in runs_of(name, STUDIES[name], args.threads, args.variants)]
-    unique = list({(run.key, run.seed): run for run in reversed(grid)}.values())[::-1]  # shared runs: the first study's
-    todo = [Job(run) for run in unique if not run.finished(runs)]
-    print(f"{len(unique)} runs, {len(unique) - len(todo)} finished before")
+    grid = runs_of_all(args.studies, args.threads, args.variants)
+    todo = [Job(run) for run in grid if not run.finished(runs)]
+    print(f"{len(grid)} runs, {len(grid) - len(todo)} finished before")
     try:
-        failed = execute(todo, args.jobs, runs, args.track, len(unique) - len(todo))
+        failed = execute(todo, args.jobs, runs, args.track, len(grid) - len(todo))
     except KeyboardInterrupt:
         sys.exit(f"stopped, to continue: {shlex.join(['python', '-m', 'benchmark.run', *sys.argv[1:]])}")
     if failed:

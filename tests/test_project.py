@@ -40,6 +40,10 @@ NOT_RUN = {
     "tensorboard --logdir runs": "a server; what it shows is read back in test_records.py",
     "python benchmark/learning.py": "an hour of training",
     "python benchmark/speed.py": "half an hour of a quiet machine; its parts are tested in test_benchmark.py",
+    "pip install -r requirements.txt -r benchmark/requirements.txt": "part of what runs this test",
+    "python -m benchmark.run --list": "in test_studies.py",
+    "python -m benchmark.run F5": "hours; smaller studies are run in test_studies.py",
+    "python -m benchmark.report F5": "needs the runs; in test_report.py",
     "pip install -r requirements.txt && pip install --no-deps dm-control==1.0.44": "needs Python 3.13 or later",
     "pip install dm-env dm-tree glfw lxml pyopengl pyparsing requests scipy": "likewise",
 }

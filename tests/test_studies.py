@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sac_ablations
+from benchmark import run
 from benchmark.run import runs_of
 from benchmark.studies import STUDIES, Study
 
@@ -146,6 +147,23 @@ def test_mistakes_get_one_line(flags, answer, tmp_path):
     said, _ = runner.communicate(timeout=100)
     assert runner.returncode == 2 and said.count("\n") == 1 and said.startswith("error:") and answer in said
     assert not list(tmp_path.iterdir())
+
+
+def test_what_studies_share_is_run_once_with_the_first(monkeypatch):
+    first = Study({"Pendulum-v1": 100}, {"a": "", "b": "--tau 0.01"}, seeds=2)
+    second = Study({"Pendulum-v1": 100}, {"c": "--tau 0.02", "also a": "--gamma 0.99"}, seeds=2)
+    monkeypatch.setattr(run, "STUDIES", {"first": first, "second": second})
+    found = [(one.study, one.variant, one.seed) for one in run.runs_of_all(("first", "second"))]
+    assert found == [("first", label, seed) for seed in (1, 2) for label in "ab"] + [
+        ("second", "c", 1),
+        ("second", "c", 2),
+    ]
+
+
+def test_the_list_names_all_studies_and_their_cost():
+    listed = subprocess.run([sys.executable, "-m", "benchmark.run", "--list"], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0 and [line.split()[0] for line in listed.stdout.splitlines()[::2]] == list(STUDIES)
+    assert "F5       25 runs, 1.2M steps, about 2 core-hours" in listed.stdout
 
 
 def test_settings_tell_runs_apart_and_scripts_too():
