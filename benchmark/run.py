@@ -46,8 +46,7 @@ class Args:
     variants: tuple[str, ...] = ()  # run these variants alone, by their labels
     jobs: int | None = None  # runs at a time; None: one for each core of this machine, or what the cluster has room for
     threads: int = 1  # of each run
-    ray: str = ""  # do the runs on the Ray cluster at this address (host:port or auto), whose nodes all have the current
-    # folder, where runs/ is, and this repository at the same paths
+    ray: str = ""  # host:port of a Ray cluster, or auto, whose nodes share this folder and the repository, by path
     cpus: float | None = None  # share of CPUs that a run takes on the cluster; None: as many as threads
     gpus: float = 0  # share of GPUs that a run takes on the cluster
     track: bool = False  # to Weights & Biases, grouped by study and tagged by variant
@@ -204,12 +203,8 @@ class Cluster:
 
     def room(self) -> int:
         """For how many runs at a time, on the nodes that are there now."""
-        rooms = 0
-        for node in self.ray.nodes():
-            if node["Alive"]:
-                have = node["Resources"]
-                rooms += min((int(have.get(kind, 0) / x + 1e-6) for kind, x in self.shares.items() if x), default=0)
-        return rooms
+        fits = lambda have: min((int(have.get(key, 0) / x + 1e-6) for key, x in self.shares.items() if x), default=0)
+        return sum(fits(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
 
     def submit(self, run: Run, runs: Path, track: bool):
         def on_node(root: str, run: tuple) -> int:  # defined here, so that Ray sends its code: a node need not find it
@@ -334,12 +329,13 @@ def main():
         fail(f"--variants {unknown.pop()}: there are {', '.join(sorted(labels))}")
     if (args.jobs is not None and args.jobs < 1) or args.threads < 1:
         fail("--jobs and --threads must be at least 1")
+    if args.gpus > 1 and args.gpus % 1:
+        fail("--gpus must be a whole number, or a share of one")
+    room, job = lambda: args.jobs or psutil.cpu_count(logical=False) or 1, Job
     if args.ray:
         cluster = Cluster(args.ray, CPU=args.threads if args.cpus is None else args.cpus, GPU=args.gpus)
-        room, job = lambda: min(cluster.room(), args.jobs or sys.maxsize), functools.partial(ClusterJob, cluster=cluster)
-    else:
-        jobs = args.jobs or psutil.cpu_count(logical=False) or 1
-        room, job = lambda: jobs, Job
+        room = lambda: min(cluster.room(), args.jobs or sys.maxsize)
+        job = functools.partial(ClusterJob, cluster=cluster)
     sys.path.insert(0, str(ROOT))
     runs = Path.cwd() / "runs"
     grid = [run for name in args.studies for run in runs_of(name, STUDIES[name], args.threads, args.variants)]
