@@ -3,6 +3,7 @@
     python -m benchmark.run --list         # the studies, and what they cost
     python -m benchmark.run F5 F4          # one after the other; what they share is run once
     python -m benchmark.run F1 --jobs 4    # four runs at a time, each with one thread
+    python -m benchmark.run F1 --ray auto  # on the Ray cluster of this machine, as many at a time as that has room for
 
 Stop it with Ctrl-C, or lose it in any other way: started again, it continues. A run is known by its script's content
 and by its settings: what is finished, here or in the committed results, is not run again; what was stopped goes on from
@@ -19,12 +20,14 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import IO, Annotated, NamedTuple
 
 import psutil
 import tyro
@@ -41,8 +44,11 @@ class Args:
     studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # names, as --list prints them
     list: bool = False  # print the studies, with steps and hours, and stop
     variants: tuple[str, ...] = ()  # run these variants alone, by their labels
-    jobs: int = psutil.cpu_count(logical=False) or 1  # runs at a time
+    jobs: int | None = None  # runs at a time; None: one for each core of this machine, or what the cluster has room for
     threads: int = 1  # of each run
+    ray: str = ""  # host:port of a Ray cluster, or auto, whose nodes share this folder and the repository, by path
+    cpus: float | None = None  # share of CPUs that a run takes on the cluster; None: as many as threads
+    gpus: float = 0  # share of GPUs that a run takes on the cluster
     track: bool = False  # to Weights & Biases, grouped by study and tagged by variant
 
 
@@ -155,22 +161,24 @@ class Job:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child inherits it: it is held as long as that lives
         except BlockingIOError:
             return False
-        tracking = dict(WANDB_RUN_GROUP=self.run.study, WANDB_TAGS=self.run.variant) if track else {}
-        with open(self.log, "a") as log:
-            self.process = subprocess.Popen(
-                [*self.run.command(runs), *["--track"] * track],
-                cwd=runs.parent,
-                env=os.environ | tracking,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,  # Ctrl-C at the terminal is for the runner alone
-                preexec_fn=die_with_parent,
-            )
-        lock.close()
+        with lock, open(self.log, "a") as log:
+            self.launch(runs, track, lock, log)
         self.tries += 1
         return True
+
+    def launch(self, runs: Path, track: bool, lock: IO, log: IO):
+        tracking = dict(WANDB_RUN_GROUP=self.run.study, WANDB_TAGS=self.run.variant) if track else {}
+        self.process = subprocess.Popen(
+            [*self.run.command(runs), *["--track"] * track],
+            cwd=runs.parent,
+            env=os.environ | tracking,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,  # Ctrl-C at the terminal is for the runner alone
+            preexec_fn=die_with_parent,
+        )
 
     def progress(self) -> tuple[int, float, str]:
         """Step, steps per second and last return, from the end of the log."""
@@ -182,6 +190,75 @@ class Job:
 
     def last_words(self) -> str:
         return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-5:])
+
+
+class Cluster:
+    """A Ray cluster, and the shares of it that each run takes."""
+
+    def __init__(self, address: str, **shares: float):
+        os.environ |= dict(RAY_DEDUP_LOGS_SKIP_REGEX=".", RAY_USAGE_STATS_ENABLED="0")  # skip all: told by the overview
+        try:
+            import ray
+        except ImportError:
+            fail("--ray needs Ray: pip install -r benchmark/requirements-ray.txt")
+        probe = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1])", address]
+        try:  # first by a socket and apart: Ray itself waits for minutes, with many warnings
+            if address != "auto":
+                host, port = address.rsplit(":", 1)
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            subprocess.run(probe, capture_output=True, check=True, timeout=30)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            fail(f"no Ray cluster answers at {address}")
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own tells of stack frames
+        self.ray, self.shares = ray, shares
+        if self.room() < 1:
+            fail(f"--ray {address}: no node has the {shares['CPU']:g} CPUs and {shares['GPU']:g} GPUs that a run takes")
+
+    def room(self) -> int:
+        """For how many runs at a time, on the nodes that are there now."""
+        fits = lambda have: min((int(have.get(key, 0) / x + 1e-6) for key, x in self.shares.items() if x), default=0)
+        return sum(fits(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
+
+    def submit(self, run: Run, runs: Path, track: bool):
+        def on_node(root: str, run: tuple) -> int:  # defined here, so that Ray sends its code: a node need not find it
+            sys.path.insert(0, root)
+            from benchmark.run import Job, Run, execute
+
+            if not (runs / "logs").is_dir():
+                raise FileNotFoundError(f"{runs} is not on {socket.gethostname()}: all nodes must share it")
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which Ray blocks, and the run would inherit
+            # waits if what a lost node left still has the run; the second try after a failure is the sender's affair
+            failed = execute([Job(Run(*run), tries=1)], lambda: 1, runs, track)
+            return failed[0].process.returncode if failed else 0
+
+        cpus, gpus = self.shares["CPU"], self.shares["GPU"]  # a task whose node dies begins anew on another
+        return self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(on_node).remote(str(ROOT), tuple(run))
+
+
+@dataclass
+class ClusterJob(Job):
+    """A run on some node of a cluster, a process as far as `execute` sees."""
+
+    cluster: Cluster | None = None
+
+    def launch(self, runs: Path, track: bool, lock: IO, log: IO):
+        self.process, self.task = self, self.cluster.submit(self.run, runs, track)
+
+    def poll(self) -> int | None:
+        return self.wait() if self.cluster.ray.wait([self.task], timeout=0)[0] else None
+
+    def send_signal(self, _):
+        self.cluster.ray.cancel(self.task)  # `execute` on the node sees Ctrl-C
+
+    def wait(self) -> int:
+        try:
+            return self.cluster.ray.get(self.task)
+        except self.cluster.ray.exceptions.TaskCancelledError:
+            return 1
+        except Exception as error:  # what the node lacks, or trouble of Ray's own
+            self.log.open("a").write(f"{error}\n")
+            return 1
 
 
 @dataclass
@@ -221,15 +298,17 @@ class Board:
             self.told = time.time()
 
 
-def execute(jobs: list[Job], parallel: int, runs: Path, track: bool, done: int = 0) -> list[Job]:
-    """Run all jobs, `parallel` at a time; those that failed twice."""
+def execute(jobs: list[Job], room: Callable[[], int], runs: Path, track: bool, done: int = 0) -> list[Job]:
+    """Run all jobs, as many at a time as there is room for; those that failed twice."""
     board, waiting, running, failed = Board(len(jobs) + done), list(jobs), [], []
     try:
         while waiting or running:
+            free = room() - len(running)
             for job in list(waiting):
-                if len(running) < parallel and job.start(runs, track):
+                if free > 0 and job.start(runs, track):
                     waiting.remove(job)
                     running.append(job)
+                    free -= 1
             for job in list(running):
                 if (code := job.process.poll()) is None:
                     continue
@@ -263,15 +342,22 @@ def main():
     labels = {label for name in args.studies for label in STUDIES[name].variants}
     if unknown := set(args.variants) - labels:
         fail(f"--variants {unknown.pop()}: there are {', '.join(sorted(labels))}")
-    if args.jobs < 1 or args.threads < 1:
+    if (args.jobs is not None and args.jobs < 1) or args.threads < 1:
         fail("--jobs and --threads must be at least 1")
+    if args.gpus > 1 and args.gpus % 1:
+        fail("--gpus must be a whole number, or a share of one")
+    room, job = lambda: args.jobs or psutil.cpu_count(logical=False) or 1, Job
+    if args.ray:
+        cluster = Cluster(args.ray, CPU=args.threads if args.cpus is None else args.cpus, GPU=args.gpus)
+        room = lambda: min(cluster.room(), args.jobs or sys.maxsize)
+        job = functools.partial(ClusterJob, cluster=cluster)
     sys.path.insert(0, str(ROOT))
     runs = Path.cwd() / "runs"
     grid = runs_of_all(args.studies, args.threads, args.variants)
-    todo = [Job(run) for run in grid if not run.finished(runs)]
+    todo = [job(run) for run in grid if not run.finished(runs)]
     print(f"{len(grid)} runs, {len(grid) - len(todo)} finished before")
     try:
-        failed = execute(todo, args.jobs, runs, args.track, len(grid) - len(todo))
+        failed = execute(todo, room, runs, args.track, len(grid) - len(todo))
     except KeyboardInterrupt:
         sys.exit(f"stopped, to continue: {shlex.join(['python', '-m', 'benchmark.run', *sys.argv[1:]])}")
     if failed:

@@ -1,0 +1,207 @@
+"""benchmark.run --ray: on a real cluster of two nodes, disturbed or not, a study ends as on one machine left alone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from test_studies import ROOT, RUNNER, same, start as start_locally, wait_for_checkpoint, weights
+
+pytest.importorskip("ray")
+if sys.platform != "linux":
+    pytest.skip("two nodes on one machine need all of 127.0.0.0/8", allow_module_level=True)
+
+
+def start(folder, *flags, before=""):
+    """The runner, which knows nothing of a cluster but its address."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kwargs = dict(cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, start_new_session=True, text=True)
+    command = [sys.executable, "-c", before + RUNNER, *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.2", 0))
+        return server.getsockname()[1]
+
+
+class Node:
+    """A node of one CPU. All its processes but the runs are of one session, by which they are told from another's."""
+
+    def __init__(self, ip, head, folder):
+        place = ["--head", f"--port={head.split(':')[1]}", f"--temp-dir={folder}", "--include-dashboard=false"]
+        if ip not in head:
+            place = [f"--address={head}"]
+        limits = [f"--node-ip-address={ip}", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=80000000"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *place, *limits]
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}  # not the user's cluster
+        log = Path(folder, f"{ip}.txt")
+        with open(log, "w") as file:
+            ray = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        self.session = ray.pid
+        guard = ["sh", "-c", f"read _; pkill -KILL -s {self.session}"]  # for tests that are killed themselves
+        self.guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+        assert ray.wait(timeout=100) == 0, log.read_text()
+
+    def processes(self, name=""):
+        mine = set()
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.session and process.status() != psutil.STATUS_ZOMBIE:
+                    mine |= {process, *process.children(recursive=True)}
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                continue
+        return [process for process in mine if name in " ".join(process.cmdline())]
+
+    def runs(self):
+        """The process of each run, and its log."""
+        return {process: Path(f"/proc/{process.pid}/fd/1") for process in self.processes("sac_ablations.py")}
+
+    def kill(self):
+        """All processes, as when the power goes: until none is left, for one may just have begun another."""
+        while found := self.processes():
+            for process in found:
+                process.kill()
+            psutil.wait_procs(found, timeout=5)
+        self.guard.communicate()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster, its head, and what starts another node of it; all are gone afterwards for certain."""
+    nodes = []
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets: short
+        address = f"127.0.0.2:{free_port()}"
+
+        def another():
+            nodes.append(Node(f"127.0.0.{2 + len(nodes)}", address, folder))
+            return nodes[-1]
+
+        try:
+            yield address, another(), another
+        finally:
+            for node in nodes[::-1]:
+                node.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The final weights of a study on this machine, without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    runner = start_locally(folder, "tiny", "--jobs", "2")
+    said, _ = runner.communicate(timeout=500)
+    assert runner.returncode == 0, said
+    return weights(folder)
+
+
+def gone(processes):
+    return not psutil.wait_procs(processes, timeout=30)[1]
+
+
+def wait_for_run(nodes, runner):
+    """Until a run on one of the nodes has learned and is between two checkpoints: that node, and its run."""
+    while runner.poll() is None:
+        for node in nodes:
+            for run, log in node.runs().items():
+                if "step 3" in log.read_text():
+                    return node, run
+        time.sleep(0.05)
+    raise AssertionError(f"the study was over before it could be disturbed: {runner.stdout.read()}")
+
+
+@pytest.mark.parametrize("dies", ["node", "raylet", "worker"])
+def test_a_node_that_dies_loses_nothing(dies, cluster, undisturbed, tmp_path):
+    address, head, another = cluster
+    others = [another() for _ in range(2 if dies == "raylet" else 1)]  # two: what is lost begins anew at once
+    runner = start(tmp_path, "tiny", "--ray", address)
+    node, run = wait_for_run(others, runner)
+    if dies == "node":
+        node.kill()
+    else:
+        (victim,) = node.processes({"raylet": "raylet/raylet", "worker": "ray::on_node"}[dies])
+        victim.kill()
+    assert gone([run]), "the run outlives what began it"
+    said, _ = runner.communicate(timeout=500)
+    for node in others:
+        node.kill()
+    assert runner.returncode == 0 and said.count("done: tiny Pendulum-v1") == 2, said
+    assert all(line.startswith(("2 runs", "done")) for line in said.splitlines()), said  # nothing of Ray's
+    assert same(weights(tmp_path), undisturbed)
+    folders = list(tmp_path.glob("runs/Pendulum*"))
+    assert len(folders) == 2  # the lost run was continued, not begun anew
+    if dies == "node":
+        runner = start(tmp_path, "tiny", "--ray", address)
+        said, _ = runner.communicate(timeout=100)
+        assert runner.returncode == 0 and said == "2 runs, 2 finished before\n", said
+        assert list(tmp_path.glob("runs/Pendulum*")) == folders
+
+
+def test_a_runner_that_is_stopped_or_killed_continues(cluster, undisturbed, tmp_path):
+    address, head, _ = cluster
+    flags = ["tiny", "--ray", address, "--cpus", "0.5"]
+    runner = start(tmp_path, *flags)
+    wait_for_checkpoint(tmp_path, runner)
+    runs = head.runs()
+    assert len(runs) == 2  # half a CPU each
+    os.killpg(runner.pid, signal.SIGINT)
+    said, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 1 and said.splitlines()[-1].endswith(f"benchmark.run {' '.join(flags)}"), said
+    assert "Traceback" not in said and not any(run.is_running() for run in runs)  # it has waited for them
+    assert "stopped, to continue" in "".join(path.read_text() for path in tmp_path.glob("runs/logs/*.txt"))
+    runner = start(tmp_path, *flags)
+    wait_for_run([head], runner)
+    runs = head.runs()
+    runner.kill()
+    runner.communicate()
+    assert gone(runs) and len(weights(tmp_path)) < 2
+    runner = start(tmp_path, *flags)
+    said, _ = runner.communicate(timeout=500)
+    assert runner.returncode == 0, said
+    assert same(weights(tmp_path), undisturbed) and len(list(tmp_path.glob("runs/Pendulum*"))) == 2
+
+
+def test_a_run_that_fails_twice_is_reported(cluster, tmp_path):
+    runner = start(tmp_path, "broken", "--ray", cluster[0])
+    said, _ = runner.communicate(timeout=200)
+    assert runner.returncode == 1 and said.count("failed with exit code 2") == 1 and "error: --tau" in said, said
+    (log,) = tmp_path.glob("runs/logs/*.txt")
+    assert log.read_text().count("error: --tau") == 2
+
+
+@pytest.mark.parametrize(
+    "flags, answer",
+    [
+        (["--gpus", "1"], "no node has the 1 CPUs and 1 GPUs that a run takes"),
+        (["--threads", "3"], "no node has the 3 CPUs and 0 GPUs that a run takes"),
+        (["--cpus", "0"], "no node has the 0 CPUs"),
+        (["--gpus", "1.5"], "--gpus must be a whole number"),
+    ],
+)
+def test_what_no_node_has_is_said_at_once(flags, answer, cluster, tmp_path):
+    runner = start(tmp_path, "tiny", "--ray", cluster[0], *flags)
+    said, _ = runner.communicate(timeout=100)
+    assert runner.returncode == 2 and said.startswith("error:") and answer in said and said.count("\n") == 1, said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2:{port}", "127.0.0.2"])
+def test_an_address_nobody_answers_gets_one_line(address, tmp_path):
+    address, began = address.format(port=free_port()), time.time()
+    runner = start(tmp_path, "tiny", "--ray", address)
+    said, _ = runner.communicate(timeout=200)
+    assert runner.returncode == 2 and said == f"error: no Ray cluster answers at {address}\n"
+    assert time.time() < began + 20 and not list(tmp_path.iterdir())  # Ray itself gives up after minutes
+
+
+def test_without_ray_the_one_line_says_how_to_install_it(tmp_path):
+    runner = start(tmp_path, "tiny", "--ray", "auto", before="import sys\nsys.modules['ray'] = None\n")
+    said, _ = runner.communicate(timeout=100)
+    assert runner.returncode == 2 and said == "error: --ray needs Ray: pip install -r benchmark/requirements-ray.txt\n"
