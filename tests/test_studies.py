@@ -131,6 +131,7 @@ def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(tmp_path):
     assert "error: --tau must lie in" in said
     (log,) = [path for path in tmp_path.glob("runs/logs/*.txt") if "--tau" in path.read_text()]
     assert log.read_text().count("error: --tau") == 2
+    assert log.read_text().splitlines()[-1] == "failed with exit code 2"  # where the report looks
 
 
 @pytest.mark.parametrize(
