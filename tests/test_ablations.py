@@ -603,6 +603,15 @@ def test_dropout_leaves_out_its_share_of_hidden_units_anew_at_each_use(p):
     np.testing.assert_array_equal(*(sac.evaluate(agent, args, step=0, stochastic=True) for _ in range(2)))
 
 
+def test_dropout_comes_before_the_norm():
+    """As in DroQ (Hiraoka et al. 2022, arXiv 2110.02034)."""
+    agent, (batch, _), uses = make_agent(dropout=0.3, layer_norm=True), make_batch(), []
+    (norm,) = [module for module in agent.critics.modules() if isinstance(module, nn.LayerNorm)]
+    norm.register_forward_hook(lambda module, inputs, output: uses.append(inputs[0]))
+    agent.critics(batch.obs, batch.action)
+    assert len(uses) == 2 and all((before == 0).any() for before in uses)
+
+
 def test_spectral_norm_makes_the_largest_singular_value_of_each_critics_hidden_layers_one(monkeypatch):
     agent, (batch, _), used = make_agent(spectral_norm=True, n_critics=3, layers=2), make_batch(), []
     critics, product = agent.critics, torch.baddbmm
@@ -763,13 +772,13 @@ def test_in_training_each_batch_holds_the_newest_transitions(train, num_envs, bu
 @pytest.mark.parametrize("added, combined", [(24, False), (75, False), (75, True)])
 def test_priorities_are_chances_and_weights_undo_them(added, combined):
     total = 300
-    buffer = filled(added, prioritized_replay=True, combined_replay=combined, batch_size=64, total_timesteps=total)
+    buffer = filled(added, prioritized_replay=True, combined_replay=combined, batch_size=32, total_timesteps=total)
     errors, generator = torch.rand(len(buffer), generator=torch.Generator().manual_seed(1)) * 5, torch.Generator()
     buffer.rows[: len(buffer), -1] = errors + 0.1
     chances = (errors.double() + 0.1) ** 0.7
-    chances, counts, rest = (chances / chances.sum()).numpy(), np.zeros(len(buffer)), 64 - 3 * combined
+    chances, counts, rest = (chances / chances.sum()).numpy(), np.zeros(len(buffer)), 32 - 3 * combined
     for _ in range(200):
-        index = buffer.sample(64, generator).numpy()
+        index = buffer.sample(32, generator).numpy()  # with replacement, though there are more
         counts += np.bincount(index, minlength=len(buffer))
         weight = (len(buffer) * chances[index]) ** -(0.5 + 0.5 * added / total)
         np.testing.assert_allclose(buffer.weight.numpy(), weight / weight.max(), rtol=1e-5)
@@ -905,7 +914,7 @@ def test_normalized_observations_are_clipped_and_what_updates_use():
     observed = 3 + 2 * np.random.default_rng(0).normal(size=(100, OBS))
     observed[:, 2] = 0.7  # a constant
     agent.moments += torch.from_numpy(np.stack([observed**0, observed, observed**2]).sum(1))
-    extreme = np.array([[1e6, -1e6, 0.7], [3, 4, 0.7], [3, 4, 5.0]])
+    extreme = np.array([[1e6, -1e6, 0.7], [3, 4, 0.7 + 2e-6], [3, 4, 5.0]])
     expected = np.clip((extreme - observed.mean(0)) / np.maximum(observed.std(0), 1e-6), -5, 5)
     same(agent.normalize(torch.from_numpy(extreme)), torch.from_numpy(expected), 1e-6)
     assert agent.normalize(torch.from_numpy(extreme))[0].tolist() == pytest.approx([5, -5, 0], abs=1e-6)
@@ -955,6 +964,7 @@ def test_action_repeat_sums_rewards_until_the_end_and_counts_environment_steps(t
     np.testing.assert_array_equal(rows[..., 5] == 1, (rows[..., 7] == 5) & (rows[..., 0] % 2 == 1))
     assert seen.acts[0].count == 32 // 2  # acting and updating begin after as many environment steps
     assert seen.evals[0].tolist() == [15, 15] and set(seen.records["charts/episodic_return"][1]) == {15}
+    assert set(seen.records["charts/episodic_length"][1]) == {6}  # of three actions: one cut short counts as a whole
     steps = seen.records["losses/qf_loss"][0]
     assert steps[-1] == 60 and (np.diff(steps) == 4).all()
 
@@ -1130,7 +1140,7 @@ STATEFUL = [
     "--normalize-obs --stack 3 --action-repeat 2 --random-steps 150",
     "--spectral-norm --preset yarats --hidden 16",
     "--dropout 0.1 --n-critics 5 --critics-subset 2 --layer-norm",
-    "--value-network --truncation-terminates --reward-scale 2",
+    "--value-network --truncation-terminates --reward-scale 2 --env-id Hopper-v4",  # episodes that end, for the best
     "--policy-frequency 2 --target-network-frequency 3 --update-interval 20 --updates-per-step 0.7 --num-envs 4",
 ]
 

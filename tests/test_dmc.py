@@ -77,6 +77,18 @@ def test_action_repeat_sums_rewards_and_counts_simulator_steps():
     assert reward == sum(reward for _, reward, *_ in singles)
 
 
+def test_action_repeat_stops_where_the_episode_ends():
+    once, often = make("cartpole-balance"), make("cartpole-balance", action_repeat=300)
+    action = np.full(1, 0.3, np.float32)
+    once.reset(seed=1), often.reset(seed=1)
+    singles = [once.step(action) for _ in range(1000)]
+    for start in (0, 300, 600, 900):  # the last of these has 100 steps to go
+        obs, reward, *ends = often.step(action)[:4]
+        np.testing.assert_array_equal(obs, singles[start : start + 300][-1][0])
+        assert reward == sum(reward for _, reward, *_ in singles[start : start + 300])
+        assert ends == [False, start == 900]
+
+
 def test_counts_with_action_repeat_are_simulator_steps(tmp_path):
     flags = f"{SMALL} --total-timesteps 2400 --checkpoint-frequency 9999"  # no episode is cut
     result = execute(tmp_path, f"--env-id cartpole-balance --action-repeat 4 {flags}")
