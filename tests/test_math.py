@@ -343,7 +343,8 @@ def test_target_critics_move_by_tau_towards_the_new_critics(tau):
     old = deepcopy(agent.target_critics)
     agent.update(*make_batch())
     pairs = zip(old.parameters(), agent.critics.parameters())
-    same(agent.target_critics.parameters(), [p + tau * (new - p) for p, new in pairs], 1e-14)
+    # sac_ablations.py has tau in float32, as the weights are in training
+    same(agent.target_critics.parameters(), [p + tau * (new - p) for p, new in pairs], 1e-8)
 
 
 def test_every_network_learns_and_nothing_collects_gradients():
