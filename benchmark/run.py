@@ -167,7 +167,8 @@ class Job:
         return True
 
     def launch(self, runs: Path, track: bool, lock: IO, log: IO):
-        tracking = dict(WANDB_RUN_GROUP=self.run.study, WANDB_TAGS=self.run.variant) if track else {}
+        tag = self.run.variant.replace(",", "")  # commas part tags
+        tracking = dict(WANDB_RUN_GROUP=self.run.study, WANDB_TAGS=tag) if track else {}
         self.process = subprocess.Popen(
             [*self.run.command(runs), *["--track"] * track],
             cwd=runs.parent,

@@ -167,6 +167,17 @@ def test_the_list_names_all_studies_and_their_cost():
     assert "F5       25 runs, 1.2M steps, about 2 core-hours" in listed.stdout
 
 
+def test_tracked_runs_carry_study_and_variant(tmp_path):
+    study = Study({"Pendulum-v1": 60}, {"rates 1, 2": ""}, seeds=1, flags=f"{SMALL} --learning-starts 50")
+    job = run.Job(runs_of("a study", study)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        assert job.start(tmp_path / "runs", track=True) and job.process.wait(100) == 0, job.log.read_text()
+    (record,) = tmp_path.glob("runs/*/wandb/offline-run-*/run-*.wandb")
+    said = record.read_bytes()
+    assert b"a study" in said and b"rates 1 2" in said
+
+
 def test_settings_tell_runs_apart_and_scripts_too():
     a, b = (runs_of("x", Study({"Pendulum-v1": 100}, {"v": flags}, seeds=1))[0] for flags in ("", "--tau 0.005"))
     c = runs_of("y", Study({"Pendulum-v1": 100}, {"v": "--tau 0.01"}, seeds=1))[0]
