@@ -52,10 +52,11 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-th, td {{ border: 1px solid #bbb; padding: .3rem .6rem; text-align: left; }}
+h1 {{ font-size: 1.5rem; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: .9rem; }}
+th, td {{ border: 1px solid #bbb; padding: .2rem .5rem; text-align: left; }}
 img {{ max-width: 100%; }}
-pre {{ background: #f4f4f4; padding: .6rem; overflow-x: auto; }}
+pre {{ background: #f4f4f4; padding: .6rem; white-space: pre-wrap; font-size: .8rem; }}
 </style></head><body>
 {body}
 </body></html>
@@ -259,6 +260,12 @@ def spread(point: float, low: float, high: float, digits: int = 1) -> str:
     return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def estimated(function, *scores: np.ndarray, digits: int = 1) -> str:
+    """A statistic, with its interval where there are runs enough for one."""
+    found = [value[0] for value in estimate(function, *scores)]
+    return spread(*found, digits) if min(map(len, scores)) >= DECIDING else f"{found[0]:.{digits}f}"
+
+
 def tabulate_returns(study: Study, rows: Rows, env_id: str) -> str:
     """What the runs in one environment ended with."""
     scores, speeds = finals(study, rows), finals(study, rows, "steps_per_second")
@@ -268,9 +275,9 @@ def tabulate_returns(study: Study, rows: Rows, env_id: str) -> str:
         line = [label, f"{len(x)} of {study.seeds}", *["-"] * 5]
         if len(x):
             line[2:4] = f"{x.mean():.1f}", f"{x.std(ddof=1):.1f}" if len(x) > 1 else "-"
-            line[4] = spread(*(value[0] for value in estimate(metrics.aggregate_iqm, x)))
+            line[4] = estimated(metrics.aggregate_iqm, x)
             if len(default) and lines:
-                line[5] = spread(*(v[0] for v in estimate(metrics.probability_of_improvement, x, default)), digits=2)
+                line[5] = estimated(metrics.probability_of_improvement, x, default, digits=2)
             line[6] = f"{np.median(speeds[env_id, label]):.0f}"
         lines.append(line)
     head = ["", "runs", "mean", "std", "IQM, 95 % interval", f"better than {lines[0][0]}", "steps/s"]
@@ -350,7 +357,7 @@ def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, s
         "## How it was made",
         f"`{study.script}` of commit {noted('commit')}, {noted('versions')}, on {noted('hardware')}; "
         f"{done.hours.sum():.1f} hours of runs. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
-        "evaluation. Again, from a clean checkout of that commit:",
+        "evaluation. Again, with the script as it is there:",
         f"```bash\npython -m benchmark.run {name}\npython -m benchmark.report {name}\n```",
         f"which runs, with seeds 1 to {study.seeds}:",
         "```bash\n" + "\n".join(commands) + "\n```",

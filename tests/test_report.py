@@ -176,6 +176,7 @@ def test_with_too_few_runs_nothing_is_concluded(here):
         rows = lose(rows, "worse", seed, "not run")
     text, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
     assert summary == "open so far" and cells(text, "worse")[1] == "2 of 8"
+    assert "[" in cells(text, "better")[4] + cells(text, "better")[5] and "[" not in " ".join(cells(text, "worse"))
     assert "| - | open |" in text and "| confirmed |" in text
 
 
