@@ -9,10 +9,7 @@
 # ///
 """Soft Actor-Critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905), in one file.
 
-    python sac_ablations.py --env-id Hopper-v4 --n-critics 5          # train; results in runs/
-    python sac_ablations.py --evaluate runs/<folder> --capture-video  # see what was learned
-
-This is sac_continuous.py with the knobs of the literature: comments on what was added or changed name the knob.
+    python sac_ablations.py --env-id Hopper-v4 --n-critics 5  # train; results in runs/
 
 A policy pi maximises reward plus alpha times its own entropy. Critics Q_1..Q_C learn the soft value of an action from
 replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow copies Q' of them make the targets:
@@ -23,12 +20,13 @@ replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow c
     (4)  L_alpha = mean of -log(alpha) (log pi(a|s) + H),   H = -dim(A), the target entropy
 
 Shapes: B batch, N environments, C critics, O observation and A action dimensions. Every count is in environment steps.
+Comments on lines that sac_continuous.py does not have name the knob of the literature that they are for.
 """
 
 import ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym, numpy as np, psutil, torch, torch.nn as nn, torch.nn.functional as F, tyro
 from matplotlib.figure import Figure
@@ -101,7 +99,9 @@ class Args:
     stack: int = 1  # stack: newest observations fed together, zeros before the first
     action_repeat: int = 1  # repeat: environment steps per action, rewards summed
     preset: Literal["none", "haarnoja", "stable-baselines", "spinningup", "yarats"] = "none"  # preset: other defaults
-    returns: ClassVar[str] = "return of an episode"  # what the learning curve shows
+    returns, fixed = "return of an episode", {"env_id", "buffer_size"}  # shown by the curve; flags that a resume keeps
+    fixed |= {"n_critics", "hidden", "layers", "value_network", "spectral_norm", "prioritized_replay"}  # all
+    fixed |= {"normalize_obs", "stack", "action_repeat"}  # all
 
 PRESETS = {  # preset
     "haarnoja": "--learning-starts 1000 --no-autotune --reward-scale 5 --q-lr 3e-4",
@@ -262,7 +262,7 @@ class SAC(nn.Module):
     def normalize(self, obs: torch.Tensor) -> torch.Tensor:  # normalizer
         if self.moments is None:
             return obs
-        _, mean, square = self.moments / self.moments[0]  # number, sum and sum of squares of the observations seen
+        _, mean, square = self.moments / self.moments[0].clamp(min=1)  # of all seen: number, sum, sum of squares
         return ((obs - mean) / (square - mean.square()).clamp(min=1e-12).sqrt()).clamp(-5, 5).to(obs.dtype)
 
     def update(self, batch: Batch, noise: torch.Tensor, weight=1.0) -> dict[str, torch.Tensor]:  # PER
@@ -401,8 +401,8 @@ def main():
         except Exception as error:  # a damaged file shows itself as almost anything
             fail(f"{mode} {folder} is missing or damaged, name another or start anew: {error}".splitlines()[0])
         changed = {key for key in saved if saved[key] != getattr(args, key)} - {"resume", "evaluate"}
-        if changed & {"env_id", "buffer_size"}:
-            fail(f"{mode} {folder}: --env-id {saved['env_id']} --buffer-size {saved['buffer_size']} must stay")
+        for key in changed & args.fixed:
+            fail(f"{mode} {folder}: --{key.replace('_', '-')} {saved[key]} must stay")
         if args.resume and (changed or another):
             print("warning: not bit for bit the run begun, changed:", *sorted(changed) or ["versions"], file=sys.stderr)
 

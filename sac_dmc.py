@@ -32,7 +32,7 @@ Shapes: B batch, N environments, C critics, O observation and A action dimension
 import ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym, numpy as np, psutil, torch, torch.nn as nn, torch.nn.functional as F, tyro
 from matplotlib.figure import Figure
@@ -70,7 +70,8 @@ class Args:
     threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
-    returns: ClassVar[str] = "return of an episode (0 to 1000, save lqr)"  # what the learning curve shows
+    returns = "return of an episode (0 to 1000, save lqr)"  # shown by the curve
+    fixed = {"env_id", "buffer_size", "action_repeat"}  # flags that a resume keeps
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
@@ -327,8 +328,8 @@ def main():
         except Exception as error:  # a damaged file shows itself as almost anything
             fail(f"{mode} {folder} is missing or damaged, name another or start anew: {error}".splitlines()[0])
         changed = {key for key in saved if saved[key] != getattr(args, key)} - {"resume", "evaluate"}
-        if changed & {"env_id", "buffer_size"}:
-            fail(f"{mode} {folder}: --env-id {saved['env_id']} --buffer-size {saved['buffer_size']} must stay")
+        for key in changed & args.fixed:
+            fail(f"{mode} {folder}: --{key.replace('_', '-')} {saved[key]} must stay")
         if args.resume and (changed or another):
             print("warning: not bit for bit the run begun, changed:", *sorted(changed) or ["versions"], file=sys.stderr)
 

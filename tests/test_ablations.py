@@ -909,6 +909,12 @@ def test_normalizer_has_the_moments_of_all_that_the_policy_was_fed(train, num_en
             np.testing.assert_allclose(act.action, action.detach(), atol=1e-4)
 
 
+def test_a_normalizer_that_saw_nothing_yet_is_finite():
+    """As in the checkpoint before the first step."""
+    agent = sac.SAC(OBS, ACTION, sac.Args(normalize_obs=True))
+    assert np.isfinite(agent.act(np.ones((1, OBS), dtype=np.float32), torch.zeros(1, ACTION))).all()
+
+
 def test_normalized_observations_are_clipped_and_what_updates_use():
     agent, (batch, noise), seen = make_agent(normalize_obs=True), make_batch(), []
     observed = 3 + 2 * np.random.default_rng(0).normal(size=(100, OBS))

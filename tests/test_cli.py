@@ -339,6 +339,16 @@ def test_runs_of_another_environment(tmp_path, finished, flag):
     assert "--env-id" in line and ENVIRONMENT in line
 
 
+def test_flags_that_a_resumed_run_must_keep(tmp_path, finished):
+    saved = json.loads((finished / "args.json").read_text())
+    assert sac.Args.fixed >= {"env_id", "buffer_size"}
+    for key in sac.Args.fixed - {"env_id"}:
+        flag = f"--{key.replace('_', '-')}"
+        changed = flag if saved[key] is False else f"{flag} {saved[key] + 1}"
+        line = refusal(tmp_path, f"--resume runs/finished {changed}")
+        assert f"{flag} {saved[key]} must stay" in line
+
+
 @once
 def test_track_without_login(tmp_path):
     # A fresh interpreter: wandb reads its settings once, and what it leaves behind would fail to end with a fork.
