@@ -321,9 +321,9 @@ def execute(jobs: list[Job], room: Callable[[], int], runs: Path, track: bool, d
                     waiting.insert(0, job)
                 else:
                     failed.append(job)
+                    board.say(f"failed with exit code {code}: {job.log}\n{job.last_words()}")
                     with open(job.log, "a") as log:
                         print(f"failed with exit code {code}", file=log)  # for the report
-                    board.say(f"failed with exit code {code}: {job.log}\n{job.last_words()}")
             board.show(waiting, running, done, failed)
             time.sleep(0.5)
     finally:  # Ctrl-C, or a fault of this program
