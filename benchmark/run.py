@@ -190,7 +190,8 @@ class Job:
         return (int(found[-1][0]), float(found[-1][1]), found[-1][2]) if found else (0, 0.0, "nan")
 
     def last_words(self) -> str:
-        return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-5:])
+        said = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(f"    {line}" for line in said[-5:] if not line.startswith("failed"))  # that is said already
 
 
 class Cluster:
