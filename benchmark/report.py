@@ -104,13 +104,16 @@ def read(run: Run, runs: Path, diagnostics: bool) -> Rows:
         about |= dict(command=f"python {run.script} {' '.join(run.flags)} --seed {run.seed}")
         if (folder / "model.pt").exists():
             about["state"] = "finished"
-            returns = [row | {"step": at, "return": round(value, 3)} for at, value in scalars["eval/episodic_return"]]
+            returns = [
+                row | {"step": at, "return": round(value, 3)} for at, value in scalars.get("eval/episodic_return", [])
+            ]
             for key in DIAGNOSTICS if diagnostics else ():
                 records += [row | dict(record=key, step=at, value=f"{value:.5g}") for at, value in scalars[key]]
     return Rows(pd.DataFrame([row | about]), pd.DataFrame(returns), pd.DataFrame(records))
 
 
 def failure(run: Run, runs: Path) -> str:
+    """What the runner wrote last into a run's log, if it gave the run up."""
     log = runs / "logs" / f"{run.name}.txt"
     said = log.read_text(errors="replace").splitlines() if log.exists() else []
     return said[-1] if said and said[-1].startswith("failed") else ""
@@ -284,6 +287,17 @@ def tabulate_returns(study: Study, rows: Rows, env_id: str) -> str:
     return tabulate(head, lines)
 
 
+def tabulate_older(older: Rows) -> str:
+    """What runs ended with that are not of this version of the study."""
+    ends = older.returns.sort_values("step").groupby(["env_id", "variant", "key", "seed"])["return"].last()
+    commits = older.runs.groupby("key").commit.first()
+    lines = [
+        [short(env_id), label, commits[key], f"{of.mean():.1f}", len(of)]
+        for (env_id, label, key), of in ends.groupby(["env_id", "variant", "key"])
+    ]
+    return tabulate(["environment", "variant", "commit", "mean return", "runs"], lines)
+
+
 def describe(rule: Rule) -> str:
     relation = {"above": "is above", "below": "is below", "like": "is within 10 % of"}[rule.relation]
     other = f"{rule.other:g}" if isinstance(rule.other, float) else rule.other
@@ -321,8 +335,8 @@ def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, s
         "Returns are means of the deterministic policy's last evaluation; IQM: mean of the middle half of the runs; "
         "better than: chance that a run beats one of that variant. Intervals are rliable's stratified bootstrap over "
         f"runs, {REPETITIONS:,} repetitions; with few runs they tend to be too narrow. Bands in the figure: "
-        "95 % intervals of the mean. steps/s: median over the records of a run, then over runs, on a machine that did "
-        "other work beside it."
+        "95 % intervals of the mean. steps/s: median over the records of a run, then over runs; it varies with what "
+        "else the machine did."
     ]
     if study.diagnostics:
         parts += ["## Temperature, entropy, Q and losses", "![What the networks did](diagnostics.png)"]
@@ -330,22 +344,9 @@ def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, s
     if len(missing):
         lines = [[short(row.env_id), row.variant, row.seed, row.state] for row in missing.itertuples()]
         parts += ["## Runs that are missing", tabulate(["environment", "variant", "seed", "state"], lines)]
-    if len(older.runs):
-        last = older.returns.sort_values("step").groupby(["env_id", "variant", "key", "seed"])["return"].last()
-        lines = [
-            [
-                short(env),
-                label,
-                ", ".join(of.commit.astype(str).unique()),
-                *(f"{v:.1f}" for v in [last[env, label, key].mean()]),
-                len(of),
-            ]
-            for (env, label, key), of in older.runs[older.runs.state == "finished"].groupby(
-                ["env_id", "variant", "key"]
-            )
-        ]
+    if len(older.returns):
         parts += ["## Made by another version of the script, or with other settings", "No part of what stands above."]
-        parts += [tabulate(["environment", "variant", "commit", "mean return", "runs"], lines)]
+        parts += [tabulate_older(older)]
     done = rows.runs[rows.runs.state == "finished"]
     noted = lambda column: "; ".join(sorted(done[column].dropna().astype(str).unique()))
     commands = [
@@ -424,13 +425,11 @@ def main():
         target = wandb_report.log_in(args.wandb)
     for name in args.studies:
         rows = collect(name, STUDIES[name], Path.cwd() / "runs")
-        finished = (rows.runs.state == "finished") & rows.runs.key.isin(
-            {run.key for run in runs_of(name, STUDIES[name])}
-        )
-        if not finished.any():
+        keys = {run.key for run in runs_of(name, STUDIES[name])}
+        if rows.returns.empty or not rows.returns.key.isin(keys).any():
             other = f", and {RESULTS / name} has those of another" if (RESULTS / name).exists() else ""
             version = f"this version of {STUDIES[name].script}{other}"
-            fail(f"{name} has no finished run of {version}: python -m benchmark.run {name}")
+            fail(f"{name} has no finished run with evaluations of {version}: python -m benchmark.run {name}")
         print(f"{name}: {report(name, STUDIES[name], rows, reference)}; see {RESULTS / name / 'README.md'}", flush=True)
         if args.wandb:
             text = (RESULTS / name / "README.md").read_text()

@@ -290,7 +290,7 @@ def test_a_real_run_is_read(here, monkeypatch, capsys):
     [
         ([], "no study named"),
         (["y"], "no study y; there are x"),
-        (["x"], "x has no finished run of this version of sac_ablations.py"),
+        (["x"], "x has no finished run with evaluations of this version of sac_ablations.py"),
         (["x", "--reference", "none.csv"], "--reference none.csv"),
         (["x", "--wandb", "team"], "--wandb team must be ENTITY/PROJECT"),
         (["x", "--wandb", "team/project"], "needs `wandb login`"),
