@@ -52,7 +52,7 @@ def steps(amount: int, envs: list[str]) -> dict[str, int]:
 BALANCE, SWINGUP = "shimmy:dm_control/cartpole-balance-v0", "shimmy:dm_control/cartpole-swingup-v0"
 WALKER, LANDER = "shimmy:dm_control/walker-walk-v0", "LunarLanderContinuous-v3"
 CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [0] go
-OFTEN = "--eval-frequency 5000"  # in runs as short as these
+OFTEN = "--eval-frequency 5000 --checkpoint-frequency 10000"  # in runs as short as these; episodes end there anyway
 SOLVED = 800.0  # of 1000, on swingup
 LANDED = 200.0  # from where Gymnasium counts the landing as solved
 MUJOCO = ["Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4"]
