@@ -259,7 +259,8 @@ class ClusterJob(Job):
         except self.cluster.ray.exceptions.TaskCancelledError:
             return 1
         except Exception as error:  # what the node lacks, or trouble of Ray's own
-            self.log.open("a").write(f"{error}\n")
+            with open(self.log, "a") as log:
+                print(error, file=log)
             return 1
 
 
