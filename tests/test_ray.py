@@ -42,6 +42,11 @@ def command_line(process):
     return ""
 
 
+def loaded(process, library):
+    with suppress(OSError):
+        return library in Path(f"/proc/{process.pid}/maps").read_text()
+
+
 class Node:
     """A node of one CPU. All its processes but the runs are of one session, by which they are told from another's."""
 
@@ -142,10 +147,10 @@ def test_a_node_that_dies_loses_nothing(dies, cluster, undisturbed, tmp_path):
             fcntl.flock(lock, fcntl.LOCK_EX)  # free when the run is dead; then held, as by one on a node cut off
             assert "done:" not in log.read_text(), "the run outlives the worker that began it"
             deadline = time.time() + 100
-            while not node.processes("ray::on_node"):
+            while not any(loaded(process, "libtorch") for process in node.processes("ray::on_node")):
                 assert time.time() < deadline, "no second attempt"
                 time.sleep(0.1)
-            time.sleep(5)
+            time.sleep(5)  # it knows the run's key, for which it loads the script, and would begin
             assert not node.runs(), "the second attempt does not wait for the first"
     assert gone([run])
     said, _ = runner.communicate(timeout=500)
