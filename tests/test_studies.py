@@ -17,7 +17,7 @@ from benchmark.studies import STUDIES, Study
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 100 --log-frequency 20 --eval-frequency 0"
-TINY = Study({"Pendulum-v1": 700}, {"default": "", "gamma 0.9": "--gamma 0.9"}, seeds=1, flags=SMALL)
+TINY = Study({"Pendulum-v1": 1500}, {"default": "", "gamma 0.9": "--gamma 0.9"}, seeds=1, flags=SMALL)
 BROKEN = Study({"Pendulum-v1": 60}, {"x": "--tau 5 --learning-starts 50"}, seeds=1, flags=SMALL)
 RUNNER = f"""
 import sys
@@ -67,9 +67,10 @@ def children(process):
 
 
 def wait_for_checkpoint(folder, process):
-    """Until some run has learned and is between two checkpoints."""
+    """Until both runs are under way, and one has learned and is between two checkpoints."""
     while process.poll() is None:
-        if any("step 3" in path.read_text() for path in folder.glob("runs/logs/*.txt")):
+        logs = [path.read_text() for path in folder.glob("runs/logs/*.txt")]
+        if sum("step " in log for log in logs) == 2 and any("step 3" in log for log in logs):
             return
         time.sleep(0.02)
     raise AssertionError("the study was over before it could be disturbed")
