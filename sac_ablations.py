@@ -9,7 +9,8 @@
 # ///
 """Soft Actor-Critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905), in one file.
 
-    python sac_ablations.py --env-id Hopper-v4 --n-critics 5  # train; results in runs/
+    python sac_ablations.py --env-id Hopper-v4 --n-critics 5          # train; results in runs/
+    python sac_ablations.py --evaluate runs/<folder> --capture-video  # see what was learned
 
 A policy pi maximises reward plus alpha times its own entropy. Critics Q_1..Q_C learn the soft value of an action from
 replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow copies Q' of them make the targets:
@@ -23,7 +24,7 @@ Shapes: B batch, N environments, C critics, O observation and A action dimension
 Comments on lines that sac_continuous.py does not have name the knob of the literature that they are for.
 """
 
-import ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
+import copy, ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -61,7 +62,7 @@ class Args:
     cuda: bool = True  # use a GPU when there is one
     threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
-    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: float32; medium: bfloat16 critics
     n_critics: int = 2  # critics: how many
     critics_subset: int = 0  # critics: so many, drawn anew, make the target; the policy follows the mean (REDQ); 0: no
     policy_frequency: int = 1  # delay: critic updates per policy update
@@ -196,6 +197,7 @@ class Critics(nn.Module):
         widths = [obs_dim + action_dim, *[hidden] * knobs.layers, 1]  # networks
         self.weights = nn.ParameterList([torch.empty(count, *fans) for fans in zip(widths, widths[1:])])
         self.biases = nn.ParameterList([torch.zeros(count, 1, width) for width in widths[1:]])
+        self.dtype = None  # another one for the products of the hidden layers; weights stay as they are
         for critic_weight in (w for weight in self.weights for w in weight.data):  # by itself: Xavier is for matrices
             INITS[knobs.init](critic_weight.T)  # networks
         for bias, fan_in in zip(self.biases, widths * (knobs.init == "torch")):  # networks
@@ -214,7 +216,7 @@ class Critics(nn.Module):
                 v = F.normalize(fixed @ u, dim=1)
                 u.copy_(F.normalize(fixed.mT @ v, dim=1))
                 weight = weight / (v.mT @ weight @ u)
-            x = self.between(torch.baddbmm(bias, x, weight))  # networks
+            x = self.between(x.to(self.dtype) @ weight.to(self.dtype) + bias)  # networks
         return (x * self.weights[-1].mT).sum(-1) + self.biases[-1].squeeze(-1)  # for one output faster than a product
 
 class Adam(nn.Module):
@@ -244,10 +246,10 @@ class SAC(nn.Module):
         super().__init__()
         self.gamma, self.tau, scaled = args.gamma, args.tau, -args.target_entropy_scale * action_dim  # temperature
         self.target_entropy = scaled if args.target_entropy is None else args.target_entropy  # temperature
-        self.knobs, like = args, (obs_dim, action_dim, args.hidden, args.n_critics, args)  # critics, networks
-        self.actor, self.critics = Actor(obs_dim, action_dim, args.hidden, args), Critics(*like)  # critics, networks
-        self.target_critics = Critics(*like).requires_grad_(False)  # critics, networks
-        self.target_critics.load_state_dict(self.critics.state_dict())
+        self.knobs, self.actor = args, Actor(obs_dim, action_dim, args.hidden, args)  # networks
+        self.critics = Critics(obs_dim, action_dim, args.hidden, args.n_critics, args)  # critics, networks
+        self.critics.dtype = torch.bfloat16 if args.matmul_precision == "medium" else None
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.alpha)))  # temperature
         self.actor_optimizer = Adam(self.actor.parameters(), args.policy_lr)
         self.critic_optimizer = Adam(self.critics.parameters(), args.q_lr)

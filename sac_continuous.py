@@ -23,7 +23,7 @@ replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow c
 Shapes: B batch, N environments, C critics, O observation and A action dimensions. Every count is in environment steps.
 """
 
-import ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
+import copy, ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -61,7 +61,7 @@ class Args:
     cuda: bool = True  # use a GPU when there is one
     threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
     compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
-    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: the fastest that is true float32
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: float32; medium: bfloat16 critics
     action_repeat = 1  # environment steps per action; no flag here
     returns, fixed = "return of an episode", {"env_id", "buffer_size"}  # shown by the curve; flags that a resume keeps
 
@@ -128,6 +128,7 @@ class Critics(nn.Module):
         widths = [obs_dim + action_dim, hidden, hidden, 1]
         self.weights = nn.ParameterList([torch.empty(count, *fans) for fans in zip(widths, widths[1:])])
         self.biases = nn.ParameterList([torch.zeros(count, 1, width) for width in widths[1:]])
+        self.dtype = None  # another one for the products of the hidden layers; weights stay as they are
         for critic_weight in (w for weight in self.weights for w in weight.data):  # by itself: Xavier is for matrices
             nn.init.xavier_uniform_(critic_weight)
 
@@ -135,7 +136,7 @@ class Critics(nn.Module):
         """Q-values (C, B) of observations (B, O) and actions (B, A)."""
         x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)
         for weight, bias in list(zip(self.weights, self.biases))[:-1]:
-            x = F.relu(torch.baddbmm(bias, x, weight))
+            x = (x.to(self.dtype) @ weight.to(self.dtype) + bias).relu_()
         return (x * self.weights[-1].mT).sum(-1) + self.biases[-1].squeeze(-1)  # for one output faster than a product
 
 class Adam(nn.Module):
@@ -165,8 +166,8 @@ class SAC(nn.Module):
         super().__init__()
         self.gamma, self.tau, self.target_entropy = args.gamma, args.tau, -float(action_dim)
         self.actor, self.critics = Actor(obs_dim, action_dim), Critics(obs_dim, action_dim)
-        self.target_critics = Critics(obs_dim, action_dim).requires_grad_(False)
-        self.target_critics.load_state_dict(self.critics.state_dict())
+        self.critics.dtype = torch.bfloat16 if args.matmul_precision == "medium" else None
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.actor_optimizer = Adam(self.actor.parameters(), args.policy_lr)
         self.critic_optimizer = Adam(self.critics.parameters(), args.q_lr)
@@ -187,7 +188,6 @@ class SAC(nn.Module):
         action, log_prob = self.actor(batch.obs, noise[1])
         actor_loss = (alpha * log_prob - self.critics(batch.obs, action).amin(0)).mean()  # (3)
         self.actor_optimizer.minimize(actor_loss)
-
         entropy = -log_prob.detach().mean()
         alpha_loss = self.log_alpha * (entropy - self.target_entropy)  # (4)
         self.alpha_optimizer.minimize(alpha_loss)

@@ -11,6 +11,7 @@ per step. Evaluations are off, since the peers make none. Results go to benchmar
 
 import contextlib
 import csv
+import itertools
 import os
 import platform
 import signal
@@ -44,6 +45,7 @@ ENV_IDS = ["Hopper-v4", "Humanoid-v4"]
 # variant: library and flags; each is measured with one and with two threads, on as many cores
 VARIANTS = {
     "compiled": [str(ROOT / SCRIPT), "--compile", "on"],
+    "compiled, bfloat16": [str(ROOT / SCRIPT), "--compile", "on", "--matmul-precision", "medium"],
     "eager": [str(ROOT / SCRIPT), "--compile", "off"],
     "SBX": ["sbx"],
     "Stable-Baselines3": ["stable_baselines3"],
@@ -373,9 +375,9 @@ def report(rows: list[dict]) -> str:
             cells = [table.get((env_id, variant, n, "", "steps/s")) for n in (1, 2)]
             cells = [f"{c[0]:.0f} ({c[1]:.0f} - {c[2]:.0f})" if c else "" for c in cells]
             text.append(f"| {variant} | {' | '.join(cells)} |")
-        for to in ("SBX", "Stable-Baselines3"):
-            cells = [ratio(rows, env_id, n, "compiled", to) for n in (1, 2)]
-            text.append(f"| compiled / {to} | {' | '.join(cells)} |")
+        for of, to in itertools.product(("compiled", "compiled, bfloat16"), ("SBX", "Stable-Baselines3")):
+            cells = [ratio(rows, env_id, n, of, to) for n in (1, 2)]
+            text.append(f"| {of} / {to} | {' | '.join(cells)} |")
     for part, title in {
         "floor": "The floor: the matrix products of one update alone",
         "update": "One update and one step (Hopper-v4, compiled, 2 threads)",
@@ -407,7 +409,7 @@ def draw(rows: list[dict]):
                 places, [v[0] for v in values], 0.38, yerr=spread, color=color, hatch=hatch, edgecolor="k", label=label
             )
             axes.bar_label(bars, fmt="%.0f", padding=3)
-        ticks = [f"this script,\n{name}" if name in ("compiled", "eager") else name for name in names]
+        ticks = [f"this script,\n{name}".replace(", ", ",\n") if ".py" in VARIANTS[name][0] else name for name in names]
         axes.set_xticks(range(len(names)), ticks)
         axes.set(title=env_id, ylabel="environment steps per second", ylim=(0, 1.2 * axes.get_ylim()[1]))
         axes.legend()

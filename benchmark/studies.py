@@ -242,6 +242,16 @@ STUDIES = {
         diagnostics=True,
         note="what keeps walker walk from the explosion that [0] reports (F9)? Log std in [-20, 2] is the default",
     ),
+    "bfloat16": Study(
+        {SWINGUP: 50_000, "HalfCheetah-v4": 50_000},
+        {"float32": "", "bfloat16": "--matmul-precision medium"},
+        "The critics' products in bfloat16 learn what those in float32 learn",
+        each([SWINGUP, "HalfCheetah-v4"], ["bfloat16"], "like", "float32"),
+        seeds=10,
+        flags=OFTEN,
+        diagnostics=True,
+        note="our own question: they make the update faster on processors that have such products",
+    ),
     "mujoco": Study(steps(1_000_000, [*MUJOCO, "Swimmer-v4"]), {"default": ""}, script="sac_continuous.py"),
     "dmc": Study(steps(500_000, SUITE), {"default": ""}, script="sac_dmc.py"),
     "presets": Study(

@@ -190,7 +190,8 @@ def check_law(counts, expected):
 def check_uniform(drawn: torch.Tensor, bound: float):
     """A sample of the uniform law within +-bound, by its extremes and Kolmogorov's distance."""
     drawn = drawn.detach().flatten().sort().values / bound
-    assert 0.9 < drawn.max() <= 1 + 1e-6 and -0.9 > drawn.min() >= -1 - 1e-6
+    most = 1 - 20 / len(drawn)  # all of them lie below it once in exp(10) samples
+    assert most < drawn.max() <= 1 + 1e-6 and -most > drawn.min() >= -1 - 1e-6
     ranks = (torch.arange(len(drawn)) + 0.5) / len(drawn)
     assert ((drawn + 1) / 2 - ranks).abs().max() < 2 / math.sqrt(len(drawn))
 
@@ -614,16 +615,17 @@ def test_dropout_comes_before_the_norm():
 
 def test_spectral_norm_makes_the_largest_singular_value_of_each_critics_hidden_layers_one(monkeypatch):
     agent, (batch, _), used = make_agent(spectral_norm=True, n_critics=3, layers=2), make_batch(), []
-    critics, product = agent.critics, torch.baddbmm
+    critics, product = agent.critics, torch.Tensor.__matmul__
     with torch.no_grad():
         for i, weight in enumerate(critics.weights):
             weight *= torch.tensor([0.2, 1.0, 7.0]).reshape(3, 1, 1) * (1 + i)  # not one norm for all
         for _ in range(100):
             critics(batch.obs, batch.action)
-    monkeypatch.setattr(torch, "baddbmm", lambda bias, x, weight: used.append(weight) or product(bias, x, weight))
+    spy = lambda x, weight: used.append(weight) or product(x, weight)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
     q = critics(batch.obs, batch.action)
     monkeypatch.undo()
-    assert len(used) == 2
+    used = used[4::5]  # of the five products of a layer the last; the others find the singular value
     for weight, raw in zip(used, critics.weights):
         largest, before = torch.linalg.svdvals(weight.detach())[:, 0], torch.linalg.svdvals(raw.detach())[:, 0]
         assert largest.tolist() == pytest.approx([1.0] * 3, rel=0.01) and (before - 1).abs().min() > 0.1

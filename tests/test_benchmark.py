@@ -32,8 +32,9 @@ def test_the_report_shows_each_variant_once():
         for threads in (1, 2) if variant != "environment alone" else (1,):
             measured += rows(variant, threads, [10 * (place + 1) * threads])
     text = speed.report(measured)
-    assert "| eager | 20 (20 - 20) | 40 (40 - 40) |" in text
-    assert "| compiled / SBX | 0.33 (0.33 - 0.33) | 0.33 (0.33 - 0.33) |" in text
+    assert "| eager | 30 (30 - 30) | 60 (60 - 60) |" in text
+    assert "| compiled / SBX | 0.25 (0.25 - 0.25) | 0.25 (0.25 - 0.25) |" in text
+    assert "| compiled, bfloat16 / SBX | 0.50 (0.50 - 0.50) | 0.50 (0.50 - 0.50) |" in text
     assert all(text.count(f"| {variant} |") == 1 for variant in speed.VARIANTS)
 
 

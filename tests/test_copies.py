@@ -51,7 +51,7 @@ def test_a_copy_is_tested_as_its_parent_is(module, name):
     assert {PARENT.stem, Path(name).stem} <= set(ast.literal_eval(scripts))
 
 
-CHANGES = [("self.tau)", "0.1)"), ("import ctypes,", "import ctypes, copy,"), ("class SAC", "class Agent")]
+CHANGES = [("self.tau)", "0.1)"), ("import copy,", "import cmath, copy,"), ("class SAC", "class Agent")]
 
 
 @pytest.mark.parametrize("old, new", CHANGES)

@@ -238,6 +238,29 @@ def test_batched_critics_equal_separate_networks_in_values_and_gradients(count):
     same([p.grad for p in critics.parameters()], stacked(perceptrons, lambda p: p.grad), 1e-12)
 
 
+def test_medium_precision_rounds_the_hidden_products_of_the_critics_alone():
+    exact, rounded = (make_agent(matmul_precision=name) for name in ("highest", "medium"))
+    rounded.load_state_dict(exact.state_dict())
+    batch, noise = make_batch()
+    for network in ("critics", "target_critics"):
+        critics, close = getattr(rounded, network), lambda x: x.bfloat16().double()  # 8 bits are left of 24
+        x = torch.cat([batch.obs, batch.action], dim=1).expand(2, -1, -1)
+        for weight, bias in zip(critics.weights[:-1], critics.biases[:-1]):
+            x = (close(close(x) @ close(weight)) + bias).relu()
+        expected = (x @ critics.weights[-1] + critics.biases[-1]).squeeze(-1)
+        q, true = (getattr(agent, network)(batch.obs, batch.action) for agent in (rounded, exact))
+        off, rounding = (q - expected).norm(), (q - true).norm()
+        assert off < 0.3 * rounding, "sums that end on the other side of a bound may be rounded the other way"
+        assert 1e-4 * true.norm() < rounding < 0.02 * true.norm() and q.dtype == torch.float64
+    assert torch.equal(*(agent.actor(batch.obs, noise[0])[0] for agent in (rounded, exact)))
+    for agent in (rounded, exact):
+        agent.update(batch, noise)
+    assert all(tensor.dtype == torch.float64 for tensor in rounded.state_dict().values())
+    for network in ("critic_optimizer", "actor_optimizer"):  # the first means are a tenth of the gradients
+        for ours, true in zip(getattr(rounded, network).mean, getattr(exact, network).mean):
+            assert 0 < (ours - true).norm() < 0.3 * true.norm()
+
+
 def check_xavier(weight):
     """A sample of the uniform law within +-sqrt(6 / (fan_in + fan_out)), by its extremes and Kolmogorov's distance."""
     drawn = weight.detach().flatten().sort().values / math.sqrt(6 / sum(weight.shape))

@@ -32,9 +32,9 @@ def one_thread():
     torch._dynamo.reset()
 
 
-def initial_agent(obs_dim=3):
+def initial_agent(obs_dim=3, **flags):
     torch.manual_seed(1)
-    return sac.SAC(obs_dim, 1, sac.Args())
+    return sac.SAC(obs_dim, 1, sac.Args(**flags))
 
 
 COMBINATIONS = list(itertools.product([False, True], [1, 3], [False, True], [False, True]))
@@ -83,22 +83,24 @@ def a_batch(generator, batch_size=256):
 
 @once
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+@pytest.mark.parametrize("precision, rounding", [("highest", 1e-5), ("medium", 4e-3)])  # float32's, bfloat16's
 @torch._dynamo.config.patch(trace_autograd_ops=True)
-def test_compiled_update_equals_the_eager_one():
-    eager, compiled = initial_agent(), initial_agent()
+def test_compiled_update_equals_the_eager_one(precision, rounding):
+    eager, compiled = (initial_agent(matmul_precision=precision) for _ in range(2))
     update = torch.compile(compiled.update, fullgraph=True)
     generator = torch.Generator().manual_seed(0)
     for step in range(20):
         batch, noise = a_batch(generator), torch.randn((2, 256, 1), generator=generator)
         ours, theirs = eager.update(batch, noise), update(batch, noise)
         for name, loss in ours.items():  # rounding grows from step to step, since Adam divides by small numbers
-            torch.testing.assert_close(theirs[name], loss, rtol=1e-5 * (step + 1), atol=1e-5 * (step + 1), msg=name)
+            grown = rounding * (step + 1)
+            torch.testing.assert_close(theirs[name], loss, rtol=grown, atol=grown, msg=name)
         if step == 0:  # Adam's first means are a tenth of the gradients
             for network in ("actor_optimizer", "critic_optimizer", "alpha_optimizer"):
                 for a, b in zip(getattr(eager, network).mean, getattr(compiled, network).mean):
-                    torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-7)
+                    assert (b - a).norm() < 10 * rounding * a.norm()
     for (name, a), b in zip(eager.named_parameters(), compiled.parameters()):
-        torch.testing.assert_close(b, a, rtol=1e-2, atol=1e-4, msg=name)
+        torch.testing.assert_close(b, a, rtol=1e-2, atol=10 * rounding, msg=name)
 
 
 def weights(agent):
@@ -137,9 +139,10 @@ def train(folder, monkeypatch, *flags):
 
 
 @once
+@pytest.mark.parametrize("precision", ["auto", "medium"])
 @pytest.mark.parametrize("compile", ["off", "on"])
-def test_the_number_of_threads_changes_no_bits(compile, tmp_path, monkeypatch):
-    flags = ["--env-id=Hopper-v4", "--batch-size=256", f"--compile={compile}"]
+def test_the_number_of_threads_changes_no_bits(compile, precision, tmp_path, monkeypatch):
+    flags = ["--env-id=Hopper-v4", "--batch-size=256", f"--compile={compile}", f"--matmul-precision={precision}"]
     one, two = (train(tmp_path / n, monkeypatch, *flags, f"--threads={n}")[0] for n in "12")
     assert all(torch.equal(one[name], two[name]) for name in one)
 
