@@ -10,12 +10,12 @@ A study may be reported before it is finished: what is missing or failed is list
 """
 
 import base64
+import itertools
 import re
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -29,19 +29,13 @@ from matplotlib.ticker import MaxNLocator
 from rliable import library, metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmark.learning import commit_of
+from benchmark.learning import WATCHED, commit_of
 from benchmark.run import RESULTS, ROOT, Run, fail, runs_of, unknown_study
 from benchmark.studies import STUDIES, Rule, Study
 
 REPETITIONS = 5_000  # of the bootstrap
 DECIDING = 3  # runs of a variant, without which no rule is judged
-DIAGNOSTICS = {  # records, and what the figure calls them
-    "losses/alpha": "temperature alpha",
-    "losses/entropy": "entropy of the policy, nats",
-    "losses/qf1_values": "Q-value, first critic",
-    "losses/qf_loss": "loss of the critics",
-    "losses/actor_loss": "loss of the policy",
-}
+DIAGNOSTICS = {key: title for key, title in WATCHED.items() if key.startswith("losses/")}
 STYLES = [  # told apart without colours too
     dict(color=f"C{i}", linestyle=line, marker=marker, markersize=4)
     for i, (line, marker) in enumerate(
@@ -171,8 +165,8 @@ def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, 
     """Per environment and variant what each finished run ended with, in the order of the seeds."""
     table = rows.runs[rows.runs.state == "finished"] if column != "return" else rows.returns.sort_values("step")
     last = table.groupby(["env_id", "variant", "seed"])[column].last()
-    groups = {(env_id, label): last for env_id in study.envs for label in study.variants}
-    return {at: np.array([value for (*of, _), value in last.items() if tuple(of) == at]) for at in groups}
+    ends = {at: values.to_numpy() for at, values in last.groupby(["env_id", "variant"])}
+    return {at: ends.get(at, np.array([])) for at in itertools.product(study.envs, study.variants)}
 
 
 def judge(rule: Rule, scores: dict[tuple[str, str], np.ndarray]) -> Judged:
@@ -206,11 +200,13 @@ def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(12, 1 + 3.6 * len(study.envs)), layout="constrained")
     for (curves, ends), env_id in zip(figure.subplots(len(study.envs), 2, squeeze=False), study.envs):
         mine = rows.returns[rows.returns.env_id == env_id]
-        for row, (label, style) in enumerate(zip(study.variants, cycle(STYLES))):
+        for row, (label, style) in enumerate(zip(study.variants, itertools.cycle(STYLES))):
             runs = mine[mine.variant == label].pivot(index="step", columns="seed", values="return").dropna()
             if runs.empty:
                 continue
             mean, low, high = estimate(lambda x: x.mean(axis=(0, 1)), runs.to_numpy().T)
+            if len(runs.columns) < DECIDING:  # no interval, as in the table
+                low = high = mean
             curves.plot(runs.index, mean, **style, label=label)
             curves.fill_between(runs.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
             last = runs.iloc[-1]
@@ -241,7 +237,7 @@ def draw_diagnostics(study: Study, rows: Rows) -> Figure:
         returns = rows.returns.rename(columns={"return": "value"}).assign(record="return, deterministic policy")
         table = pd.concat([returns, rows.diagnostics.replace({"record": DIAGNOSTICS})])
         for record, axes in zip(["return, deterministic policy", *DIAGNOSTICS.values()], panels):
-            for label, style in zip(study.variants, cycle(STYLES)):
+            for label, style in zip(study.variants, itertools.cycle(STYLES)):
                 mine = table[(table.env_id == env_id) & (table.variant == label) & (table.record == record)]
                 for _, run in mine.groupby("seed"):
                     axes.plot(run.step, run.value.astype(float), **style | dict(markersize=2), linewidth=1, label=label)

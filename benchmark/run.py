@@ -5,8 +5,8 @@
     python -m benchmark.run F1 --jobs 4    # four runs at a time, each with one thread
     python -m benchmark.run F1 --ray auto  # on the Ray cluster of this machine, as many at a time as that has room for
 
-Stop it with Ctrl-C, or lose it in any other way: started again, it continues. A run is known by its script's content
-and by its settings: what is finished, here or in the committed results, is not run again; what was stopped goes on from
+Stop it with Ctrl-C, or lose it in any other way: started again, it continues. A run is known by its script, comments
+apart, and by its settings: what is finished, here or in the committed results, is not run again; what was stopped goes on from
 its checkpoint. A run that fails is tried once more and then reported, while the others go on.
 """
 
@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import time
+import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,10 +88,21 @@ class Run(NamedTuple):
 
 
 @functools.cache
+def code_of(script: str) -> str:
+    """A script's text without comments and empty lines: what changes there changes no result."""
+    lines = (ROOT / script).read_text().splitlines()
+    for token in tokenize.generate_tokens(iter([line + "\n" for line in lines]).__next__):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+@functools.cache
 def key_of(script: str, flags: tuple[str, ...]) -> str:
     settings = vars(tyro.cli(importlib.import_module(Path(script).stem).Args, args=flags))
     settings = {name: value for name, value in settings.items() if name not in ("seed", "threads", "exp_name")}
-    return hashlib.sha256(f"{(ROOT / script).read_text()}{sorted(settings.items())}".encode()).hexdigest()[:10]
+    return hashlib.sha256(f"{code_of(script)}{sorted(settings.items())}".encode()).hexdigest()[:10]
 
 
 @functools.cache

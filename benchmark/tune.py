@@ -37,7 +37,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmark.run import RESULTS, ROOT, STEPS_PER_SECOND, Job, Run, fail
+from benchmark.run import RESULTS, ROOT, STEPS_PER_SECOND, Job, Run, code_of, fail
 from benchmark.spaces import SPACES, Space
 from benchmark.tune_report import flags_of, report, say
 
@@ -153,7 +153,7 @@ class Tuning:
     def open(self):
         """Take the study from the journal, or begin it; its name says of what it is."""
         path = self.runs / f"tune-{self.name}.journal"  # absolute: Optuna links its lock to it
-        texts = (ROOT / self.space.script).read_text(), str(self.space)
+        texts = code_of(self.space.script), str(self.space)
         self.hashes = [hashlib.sha256(text.encode()).hexdigest()[:10] for text in texts]
         name = " ".join([self.name, *self.hashes])
         try:

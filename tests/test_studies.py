@@ -188,6 +188,19 @@ def test_settings_tell_runs_apart_and_scripts_too():
     assert a.key == more_threads.key  # their number changes no bits
 
 
+def test_comments_make_no_other_version_and_code_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    for name, text in dict(
+        a='x = "1 # 2"  # why\n\n# more\ny = f"""{x}\n# 3"""\n',
+        b='x = "1 # 2"\ny = f"""{x}\n# 3"""  # because\n',
+        c='x = "1 # 2"\ny = f"""{x}\n# 4"""\n',
+        d='x = "1"\ny = f"""{x}\n# 3"""\n',
+    ).items():
+        (tmp_path / name).write_text(text)
+    a, b, c, d = map(run.code_of, "abcd")
+    assert a == b == 'x = "1 # 2"\ny = f"""{x}\n# 3"""' and len({a, c, d}) == 3
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_can_be_run_and_their_rules_judged(name):
     study = STUDIES[name]
