@@ -5,9 +5,9 @@
     python -m benchmark.run F1 --jobs 4    # four runs at a time, each with one thread
     python -m benchmark.run F1 --ray auto  # on the Ray cluster of this machine, as many at a time as that has room for
 
-Stop it with Ctrl-C, or lose it in any other way: started again, it continues. A run is known by its script, comments
-apart, and by its settings: what is finished, here or in the committed results, is not run again; what was stopped goes on from
-its checkpoint. A run that fails is tried once more and then reported, while the others go on.
+Stop it with Ctrl-C, or lose it in any other way: started again, it continues. A run is known by its script's code,
+comments apart, and by its settings: what is finished, here or in the committed results, is not run again; what was
+stopped goes on from its checkpoint. A run that fails is tried once more and then reported, while the others go on.
 """
 
 import csv

@@ -409,7 +409,8 @@ def draw(rows: list[dict]):
                 places, [v[0] for v in values], 0.38, yerr=spread, color=color, hatch=hatch, edgecolor="k", label=label
             )
             axes.bar_label(bars, fmt="%.0f", padding=3)
-        ticks = [f"this script,\n{name}".replace(", ", ",\n") if ".py" in VARIANTS[name][0] else name for name in names]
+        owners = ["this script,\n" * VARIANTS[name][0].endswith(".py") for name in names]
+        ticks = [owner + name.replace(", ", ",\n").replace("-", "-\n") for owner, name in zip(owners, names)]
         axes.set_xticks(range(len(names)), ticks)
         axes.set(title=env_id, ylabel="environment steps per second", ylim=(0, 1.2 * axes.get_ylim()[1]))
         axes.legend()

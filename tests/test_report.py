@@ -250,6 +250,18 @@ def test_the_figure_shows_means_and_intervals(here):
     assert len({(str(style["linestyle"]), style["marker"]) for style in report.STYLES}) == 7  # told apart in grey too
 
 
+@pytest.mark.parametrize("seeds, shown", [(2, False), (3, True)])
+def test_the_figure_shows_no_interval_of_two_runs_as_the_table_shows_none(here, seeds, shown):
+    few = study(seeds=seeds)
+    curves, ends = report.draw_returns(few, synthetic(few), report.read_reference(None)).axes
+    heights = [path.vertices[:, 1] for band in curves.collections for path in band.get_paths()]
+    means = [line.get_ydata() for line in curves.lines]
+    assert len(heights) == len(means) == len(VARIANTS)
+    wide = [np.ptp(segment[:, 0]) > 0 for bar in ends.collections for segment in bar.get_segments()]
+    assert len(wide) == len(VARIANTS) and set(wide) == {shown}
+    assert all((set(height.round(9)) == set(mean.round(9))) != shown for height, mean in zip(heights, means))
+
+
 def test_no_variant_is_left_out_of_the_figure(here):
     many = Study({ENV: 1000}, {f"tau {tau}": f"--tau {tau}" for tau in np.arange(1, 10) / 100}, seeds=1)
     axes = report.draw_returns(many, synthetic(many), report.read_reference(None)).axes[0]
