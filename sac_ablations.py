@@ -197,7 +197,7 @@ class Critics(nn.Module):
         widths = [obs_dim + action_dim, *[hidden] * knobs.layers, 1]  # networks
         self.weights = nn.ParameterList([torch.empty(count, *fans) for fans in zip(widths, widths[1:])])
         self.biases = nn.ParameterList([torch.zeros(count, 1, width) for width in widths[1:]])
-        self.dtype = None  # another one for the products of the hidden layers; weights stay as they are
+        self.dtype = None  # of the hidden layers' products; None: that of the weights, which stay as they are
         for critic_weight in (w for weight in self.weights for w in weight.data):  # by itself: Xavier is for matrices
             INITS[knobs.init](critic_weight.T)  # networks
         for bias, fan_in in zip(self.biases, widths * (knobs.init == "torch")):  # networks

@@ -4,7 +4,7 @@
     python benchmark/learning.py --suite dmc              # the same for the DeepMind Control Suite, with sac_dmc.py
     python benchmark/learning.py --reference NUMBERS.csv  # with published ones below or beside ours
 
-NUMBERS.csv holds curves (env_id,seed,step,return) or means (env_id,implementation,steps,mean).
+NUMBERS.csv holds curves (env_id,seed,step,return) or means (env_id,algorithm,implementation,steps,mean,n_seeds).
 
 Stopped at any moment, it continues: finished runs are kept, unfinished ones resume from their checkpoint.
 """

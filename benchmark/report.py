@@ -11,10 +11,10 @@ A study may be reported before it is finished: what is missing or failed is list
 
 import base64
 import itertools
+import os
 import re
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -126,7 +126,7 @@ def versions_of(folder: Path) -> dict[str, str]:
 def committed(file: str) -> pd.DataFrame:
     """The rows of all studies' results, with the name of the study."""
     read = lambda path: pd.read_csv(path, float_precision="round_trip").assign(study=path.parent.name)
-    tables = [read(path) for path in RESULTS.glob(f"*/{file}.csv")]
+    tables = [read(path) for path in RESULTS.glob(f"[!.]*/{file}.csv")]
     tables = [table for table in tables if "key" in table]
     return pd.concat(tables) if tables else pd.DataFrame(columns=["env_id", "variant", "seed", "key", "study"])
 
@@ -388,9 +388,9 @@ def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
     """Write all files of a study's folder, or none; returns the verdict."""
     keys = {run.key for run in runs_of(name, study)}
     current, older = rows.where(lambda table: table.key.isin(keys)), rows.where(lambda table: ~table.key.isin(keys))
-    RESULTS.mkdir(exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=RESULTS))
+    making = RESULTS / f".{name}-{os.getpid()}"
     try:
+        making.mkdir(parents=True)
         draw_returns(study, current, reference).savefig(making / "returns.png", dpi=110)
         if study.diagnostics:
             draw_diagnostics(study, current).savefig(making / "diagnostics.png", dpi=110)
@@ -406,7 +406,7 @@ def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
     except OSError as error:
         fail(f"cannot write to {RESULTS}: {error.strerror}")
     finally:
-        shutil.rmtree(making)
+        shutil.rmtree(making, ignore_errors=True)
     return summary
 
 

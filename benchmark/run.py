@@ -45,7 +45,7 @@ class Args:
     studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # names, as --list prints them
     list: bool = False  # print the studies, with steps and hours, and stop
     variants: tuple[str, ...] = ()  # run these variants alone, by their labels
-    jobs: int | None = None  # runs at a time; None: one for each core of this machine, or what the cluster has room for
+    jobs: int | None = None  # runs at a time; None: as many as this machine has cores for, or the cluster room
     threads: int = 1  # of each run
     ray: str = ""  # host:port of a Ray cluster, or auto, whose nodes share this folder and the repository, by path
     cpus: float | None = None  # share of CPUs that a run takes on the cluster; None: as many as threads
@@ -108,7 +108,7 @@ def key_of(script: str, flags: tuple[str, ...]) -> str:
 @functools.cache
 def committed() -> set[tuple[str, str, str]]:
     """Environment, key and seed of the runs whose results are in the repository."""
-    rows = (row for path in RESULTS.glob("*/returns.csv") for row in csv.DictReader(open(path)))
+    rows = (row for path in RESULTS.glob("[!.]*/returns.csv") for row in csv.DictReader(open(path)))
     return {(row["env_id"], row["key"], row["seed"]) for row in rows}
 
 
@@ -165,7 +165,7 @@ class Job:
     log: Path = field(init=False)
 
     def start(self, runs: Path, track: bool) -> bool:
-        """Whether the run was started; not so while another runner has it."""
+        """Whether the run was started; not so while another runner has it, or if that has just finished it."""
         self.log = runs / "logs" / f"{self.run.name}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         lock = open(self.log.with_suffix(".lock"), "w")
@@ -174,6 +174,8 @@ class Job:
         except BlockingIOError:
             return False
         with lock, open(self.log, "a") as log:
+            if self.run.finished(runs):
+                return False
             self.launch(runs, track, lock, log)
         self.tries += 1
         return True
@@ -305,9 +307,10 @@ class Board:
             lines[-1] += f", {speed:.0f} steps/s, return {last}"
         if sys.stdout.isatty():
             self.clear()
-            width = os.get_terminal_size().columns
-            print(*(line[: width - 1] for line in lines), sep="\n", flush=True)
-            self.drawn = len(lines)
+            size = os.get_terminal_size()
+            shown = [line[: size.columns - 1] for line in lines[: size.lines - 1]]  # what scrolled cannot be redrawn
+            print(*shown, sep="\n", flush=True)
+            self.drawn = len(shown)
         elif time.time() > self.told + 60:
             print(lines[0], flush=True)
             self.told = time.time()
@@ -320,7 +323,10 @@ def execute(jobs: list[Job], room: Callable[[], int], runs: Path, track: bool, d
         while waiting or running:
             free = room() - len(running)
             for job in list(waiting):
-                if free > 0 and job.start(runs, track):
+                if free > 0 and job.run.finished(runs):  # by another runner
+                    waiting.remove(job)
+                    done += 1
+                elif free > 0 and job.start(runs, track):
                     waiting.remove(job)
                     running.append(job)
                     free -= 1
@@ -361,7 +367,7 @@ def main():
         fail("--jobs and --threads must be at least 1")
     if args.gpus > 1 and args.gpus % 1:
         fail("--gpus must be a whole number, or a share of one")
-    room, job = lambda: args.jobs or psutil.cpu_count(logical=False) or 1, Job
+    room, job = lambda: args.jobs or max(1, (psutil.cpu_count(logical=False) or 1) // args.threads), Job
     if args.ray:
         cluster = Cluster(args.ray, CPU=args.threads if args.cpus is None else args.cpus, GPU=args.gpus)
         room = lambda: min(cluster.room(), args.jobs or sys.maxsize)

@@ -30,7 +30,7 @@ class Space:
 
 
 SPACES = {
-    "cartpole": Space(  # the hyperparameters that [0] of studies.py is about, in its ranges
+    "cartpole": Space(  # the hyperparameters that [1] of studies.py is about, in its ranges
         {BALANCE: Env(CARTPOLES[BALANCE], 360, 1000), SWINGUP: Env(CARTPOLES[SWINGUP], 25, 1000)},
         {
             "--gamma": FloatDistribution(0.8, 0.99),

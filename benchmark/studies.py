@@ -2,9 +2,15 @@
 
     python -m benchmark.run --list
 
-A study of your own is one more entry in STUDIES. The claims F1 to F17 come from published projects: [0] a student
-project on SAC and its hyperparameters on the DeepMind Control Suite, [2] a blog post that compares four
-implementations, [3] a report on SAC with a value network on LunarLander, [4] a thesis on SAC and PPO in a game engine.
+A study of your own is one more entry in STUDIES. The claims F1 to F17 are those of
+
+[1] Parham, Starklit and Böbel, Implementation and Hyperparameter Optimization of the Soft-Actor-Critic Algorithm, a
+    project at the Technical University of Denmark, github.com/davelbit/DTU-RL-Sample-Efficiency
+[2] Soft Actor-Critic: Reimplementation and Experiments, a blog post that compares four implementations
+[3] Coupal, Deep Reinforcement Learning: Soft Actor-Critic, Université Laval 2020, with a value network on LunarLander,
+    github.com/RedLeader962/LectureDirigeDRLimplementation
+[4] Ciobanu, Policy Gradient Methods: Insights and Optimization Strategies, a thesis at the West University of Timișoara
+    2024, SAC and PPO in a game engine, github.com/smtmRadu/DeepUnity
 """
 
 from dataclasses import dataclass
@@ -51,7 +57,7 @@ def steps(amount: int, envs: list[str]) -> dict[str, int]:
 
 BALANCE, SWINGUP = "shimmy:dm_control/cartpole-balance-v0", "shimmy:dm_control/cartpole-swingup-v0"
 WALKER, LANDER = "shimmy:dm_control/walker-walk-v0", "LunarLanderContinuous-v3"
-CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [0] go
+CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [1] go
 OFTEN = "--eval-frequency 5000 --checkpoint-frequency 10000"  # in runs as short as these; episodes end there anyway
 SOLVED = 800.0  # of 1000, on swingup
 LANDED = 200.0  # from where Gymnasium counts the landing as solved
@@ -65,7 +71,7 @@ STUDIES = {
     "F1": Study(
         CARTPOLES,
         GAMMAS,
-        "[0] A higher discount is more stable: 0.8 drops on balance; on swingup 0.86 drops and 0.9 is best",
+        "[1] A higher discount is more stable: 0.8 drops on balance; on swingup 0.86 drops and 0.9 is best",
         (
             Rule(BALANCE, "gamma 0.8", "below", "gamma 0.99"),
             Rule(SWINGUP, "gamma 0.86", "below", "gamma 0.9"),
@@ -76,7 +82,7 @@ STUDIES = {
     "F2": Study(
         CARTPOLES,
         GAMMAS,
-        "[0] The time per step falls with a higher discount",
+        "[1] The time per step falls with a higher discount",
         each([*CARTPOLES], ["gamma 0.99"], "above", "gamma 0.8", "steps per second"),
         flags=OFTEN,
         note="the runs of F1; on a machine whose load varies the speeds vary too",
@@ -84,7 +90,7 @@ STUDIES = {
     "F3": Study(
         CARTPOLES,
         {f"tau {tau}": f"--tau {tau}" for tau in (0.005, 0.01, 0.05, 0.1, 0.5)},
-        "[0] On swingup tau 0.01 and 0.05 fail, on balance 0.005 is the most stable",
+        "[1] On swingup tau 0.01 and 0.05 fail, on balance 0.005 is the most stable",
         each([SWINGUP], ["tau 0.01", "tau 0.05"], "below", SOLVED)
         + each([BALANCE], ["tau 0.01", "tau 0.05"], "below", "tau 0.005"),
         flags=OFTEN,
@@ -93,7 +99,7 @@ STUDIES = {
     "F4": Study(
         {SWINGUP: 50_000},
         {"alpha learned": ""} | {f"alpha {alpha}": f"--no-autotune --alpha {alpha}" for alpha in (0.01, 0.074, 0.2)},
-        "[0] No fixed alpha solves swingup, a learned one does",
+        "[1] No fixed alpha solves swingup, a learned one does",
         each([SWINGUP], ["alpha 0.01", "alpha 0.074", "alpha 0.2"], "below", SOLVED)
         + each([SWINGUP], ["alpha learned"], "above", SOLVED),
         flags=OFTEN,
@@ -101,7 +107,7 @@ STUDIES = {
     "F5": Study(
         {SWINGUP: 50_000},
         {f"alpha from {alpha}": f"--alpha {alpha}" for alpha in (1.0, 0.0001, 0.05, 0.07, 0.08)},
-        "[0] The initial alpha is critical on swingup: 0 never learns, 0.05 is slower than 0.07, 0.08 fails",
+        "[1] The initial alpha is critical on swingup: 0 never learns, 0.05 is slower than 0.07, 0.08 fails",
         each([SWINGUP], ["alpha from 0.0001", "alpha from 0.08"], "below", SOLVED)
         + each([SWINGUP], ["alpha from 0.05"], "below", "alpha from 0.07"),
         flags=OFTEN,
@@ -110,14 +116,14 @@ STUDIES = {
     "F6": Study(
         CARTPOLES,
         {f"{n} layers": f"--layers {n}" for n in (2, 1, 3, 4)},
-        "[0] Each added hidden layer does worse",
+        "[1] Each added hidden layer does worse",
         tuple(Rule(env_id, f"{n} layers", "below", f"{n - 1} layers") for env_id in CARTPOLES for n in (2, 3, 4)),
         flags=OFTEN,
     ),
     "F7": Study(
         CARTPOLES,
         {f"{init} weights": f"--init {init}" for init in ("xavier", "orthogonal", "normal", "torch")},
-        "[0] Orthogonal initial weights are dramatically better than normal ones",
+        "[1] Orthogonal initial weights are dramatically better than normal ones",
         each([*CARTPOLES], ["orthogonal weights"], "above", "normal weights"),
         flags=OFTEN,
         note="normal: of variance 1, PyTorch's default; the source names no other",
@@ -130,7 +136,7 @@ STUDIES = {
             "rates 3e-4, 3e-4": "--q-lr 3e-4",
             "rates 1e-3, 1e-3": "--policy-lr 1e-3",
         },
-        "[0] Learning rates of 2e-3 (policy) and 6e-3 (critics) are best",
+        "[1] Learning rates of 2e-3 (policy) and 6e-3 (critics) are best",
         tuple(
             Rule(env_id, "rates 2e-3, 6e-3", "above", f"rates {other}")
             for env_id in CARTPOLES
@@ -142,7 +148,7 @@ STUDIES = {
     "F9": Study(
         {WALKER: 100_000},
         {"default": ""},
-        "[0] On walker walk alpha grows exponentially and the losses explode",
+        "[1] On walker walk alpha grows exponentially and the losses explode",
         (Rule(WALKER, "default", "below", 200.0),),
         note="an exploding run stays near the return of random actions, about 40",
         diagnostics=True,
@@ -240,7 +246,7 @@ STUDIES = {
         },
         seeds=2,
         diagnostics=True,
-        note="what keeps walker walk from the explosion that [0] reports (F9)? Log std in [-20, 2] is the default",
+        note="what keeps walker walk from the explosion that [1] reports (F9)? Log std in [-20, 2] is the default",
     ),
     "bfloat16": Study(
         {"HalfCheetah-v4": 50_000},

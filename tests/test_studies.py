@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import sac_ablations
 from benchmark import run
 from benchmark.run import runs_of
 from benchmark.studies import STUDIES, Study
@@ -122,7 +121,32 @@ def test_two_runners_share_a_study(tmp_path, undisturbed):
     for runner in runners:
         said, _ = runner.communicate(timeout=300)
         assert runner.returncode == 0, said
-    assert same(weights(tmp_path), weights(undisturbed))  # which also says that no run was run twice
+    assert same(weights(tmp_path), weights(undisturbed))
+    starts = [path.read_text().count("Pendulum-v1: ") for path in tmp_path.glob("runs/logs/*.txt")]
+    assert starts == [1, 1], "what one had finished the other one has begun again"
+
+
+def test_a_finished_run_is_not_started(tmp_path, undisturbed):
+    job = run.Job(runs_of("tiny", TINY)[0])
+    assert not job.start(undisturbed / "runs", track=False) and not job.process
+    assert job.start(tmp_path / "runs", track=False) and job.process.wait(100) == 0
+
+
+def test_the_overview_is_redrawn_in_place_however_many_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run.os, "get_terminal_size", lambda: os.terminal_size((30, 10)))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    (tmp_path / "log").write_text("step 100, 50 steps/s, 1 minutes left, return 7.5, best 9.0\n")
+    board = run.Board(20)
+    for running in (2, 15, 0):
+        jobs = [run.Job(runs_of("tiny", TINY)[0]) for _ in range(running)]
+        for job in jobs:
+            job.log = tmp_path / "log"
+        before = board.drawn
+        board.show([], jobs, 20 - running, [])
+        said = capsys.readouterr().out
+        assert said.startswith(f"\033[{before}A\033[J" if before else f"done {20 - running}, ")
+        lines = said.replace(f"\033[{before}A\033[J", "").splitlines()
+        assert len(lines) == board.drawn == min(running + 1, 9) and max(map(len, lines)) <= 29
 
 
 def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(tmp_path):
@@ -209,8 +233,5 @@ def test_studies_can_be_run_and_their_rules_judged(name):
         assert rule.env_id in study.envs and rule.variant in study.variants
         assert rule.other in study.variants or isinstance(rule.other, float)
         assert rule.variant != rule.other and rule.relation in ("above", "below", "like")
-    if study.script == "sac_ablations.py":
-        for run in runs_of(name, study):
-            sac_ablations.tyro.cli(sac_ablations.Args, args=run.flags)
-        keys = {(run.env_id, run.key) for run in runs_of(name, study)}
-        assert len(keys) == len(study.envs) * len(study.variants)  # no two variants are the same
+    keys = {(run.env_id, run.key) for run in runs_of(name, study)}  # of all settings: the script takes the flags
+    assert len(keys) == len(study.envs) * len(study.variants)  # no two variants are the same
