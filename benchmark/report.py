@@ -93,7 +93,7 @@ def read(run: Run, runs: Path, diagnostics: bool) -> Rows:
         step, speed = np.array(scalars.get("charts/SPS", [(0, np.nan)])).T
         about = dict(state=failure(run, runs) or f"stopped at step {step[-1]:.0f}")
         about |= dict(steps_per_second=round(np.median(speed), 1))
-        about |= dict(hours=round((np.diff(step, prepend=0) / speed).sum() / 3600, 3))
+        about |= dict(hours=round((np.diff(step, prepend=0) / speed).sum() / 3600, 6))
         about |= dict(commit=commit_of(folder / run.script), **versions_of(folder))
         about |= dict(command=f"python {run.script} {' '.join(run.flags)} --seed {run.seed}")
         if (folder / "model.pt").exists():
