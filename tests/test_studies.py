@@ -1,6 +1,7 @@
 """benchmark.run: a study that is stopped, killed or half done ends as one left alone. Small runs of real scripts."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,10 +67,11 @@ def children(process):
 
 
 def wait_for_checkpoint(folder, process):
-    """Until both runs are under way, and one has learned and is between two checkpoints."""
+    """Until both runs are between two checkpoints, which come every 100 steps, and one has learned."""
     while process.poll() is None:
         logs = [path.read_text() for path in folder.glob("runs/logs/*.txt")]
-        if sum("step " in log for log in logs) == 2 and any("step 3" in log for log in logs):
+        steps = [int(found[-1]) for log in logs if (found := re.findall(r"step (\d+),", log))]
+        if len(steps) == 2 and max(steps) > 300 and all(20 <= step % 100 <= 60 for step in steps):
             return
         time.sleep(0.02)
     raise AssertionError("the study was over before it could be disturbed")
