@@ -85,8 +85,8 @@ STUDIES = {
         "[1] The time per step falls with a higher discount",
         each([*CARTPOLES], ["gamma 0.99"], "above", "gamma 0.8", "steps per second"),
         flags=OFTEN,
-        note="the runs of F1; on a machine whose load varies the speeds vary too: those of gamma 0.99 on swingup are "
-        "shared with F4 and F5 and were made before the others: only balance, where all took turns, compares",
+        note="the runs of F1; on a machine whose load varies the speeds vary too. Those of gamma 0.99 on swingup are "
+        "shared with F4 and F5 and were made before the others; on balance all took turns",
     ),
     "F3": Study(
         CARTPOLES,

@@ -66,7 +66,7 @@ def children(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def wait_for_checkpoint(folder, process):
+def wait_until_between_checkpoints(folder, process):
     """Until both runs are between two checkpoints, which come every 100 steps, and one has learned."""
     while process.poll() is None:
         logs = [path.read_text() for path in folder.glob("runs/logs/*.txt")]
@@ -89,7 +89,7 @@ def test_a_finished_study_is_not_run_again(undisturbed):
 @pytest.mark.parametrize("how", ["Ctrl-C", "runner killed", "run killed"])
 def test_a_disturbed_study_ends_as_an_undisturbed_one(how, tmp_path, undisturbed):
     runner = start(tmp_path, "tiny", "--jobs", "2")
-    wait_for_checkpoint(tmp_path, runner)
+    wait_until_between_checkpoints(tmp_path, runner)
     runs = children(runner)
     assert len(runs) == 2
     if how == "Ctrl-C":
