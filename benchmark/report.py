@@ -11,6 +11,7 @@ A study may be reported before it is finished: what is missing or failed is list
 
 import base64
 import itertools
+import json
 import os
 import re
 import shutil
@@ -27,11 +28,12 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rliable import library, metrics
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmark.learning import WATCHED, commit_of
-from benchmark.run import RESULTS, ROOT, Run, fail, runs_of, unknown_study
-from benchmark.studies import STUDIES, Rule, Study
+from benchmark.run import RESULTS, ROOT, Run, check, fail, runs_of
+from benchmark.studies import SOURCES, STUDIES, Rule, Study
 
 REPETITIONS = 5_000  # of the bootstrap
 DECIDING = 3  # runs of a variant, without which no rule is judged
@@ -78,9 +80,10 @@ class Rows(NamedTuple):
 class Judged(NamedTuple):
     rule: Rule
     difference: float
-    low: float
-    high: float
-    verdict: str  # confirmed, refuted, undecided, or open: too few runs
+    interval: tuple[float, float]  # by the bootstrap
+    verdict: str  # by that: confirmed, refuted, undecided, or open: too few runs, or one that failed
+    t_interval: tuple[float, float]  # by Student
+    t_verdict: str  # a second opinion
 
 
 def read(run: Run, runs: Path, diagnostics: bool) -> Rows:
@@ -95,7 +98,9 @@ def read(run: Run, runs: Path, diagnostics: bool) -> Rows:
         about |= dict(steps_per_second=round(np.median(speed), 1))
         about |= dict(hours=round((np.diff(step, prepend=0) / speed).sum() / 3600, 6))
         about |= dict(commit=commit_of(folder / run.script), **versions_of(folder))
-        about |= dict(command=f"python {run.script} {' '.join(run.flags)} --seed {run.seed}")
+        threads = json.loads((folder / "args.json").read_text())["threads"]  # which do not tell runs apart
+        flags = re.sub(r"--threads \d+", f"--threads {threads}", " ".join(run.flags))
+        about |= dict(command=f"python {run.script} {flags} --seed {run.seed}")
         if (folder / "model.pt").exists():
             about["state"] = "finished"
             returns = [
@@ -169,19 +174,35 @@ def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, 
     return {at: ends.get(at, np.array([])) for at in itertools.product(study.envs, study.variants)}
 
 
-def judge(rule: Rule, scores: dict[tuple[str, str], np.ndarray]) -> Judged:
-    ours, number = scores[rule.env_id, rule.variant], isinstance(rule.other, float)
-    theirs = np.full(len(ours), rule.other) if number else scores[rule.env_id, rule.other]
-    if min(len(ours), len(theirs)) < DECIDING:
-        return Judged(rule, np.nan, np.nan, np.nan, "open")
-    point, low, high = (x[0] for x in estimate(lambda x, y: x.mean() - y.mean(), ours, theirs))
-    within = 0.1 * abs(theirs.mean())
-    confirmed, refuted = {
-        "above": (low > 0, high < 0),
-        "below": (high < 0, low > 0),
-        "like": (-within <= low and high <= within, high < -within or low > within),
-    }[rule.relation]
-    return Judged(rule, point, low, high, "confirmed" if confirmed else "refuted" if refuted else "undecided")
+def failures(rows: Rows) -> set[tuple[str, str]]:
+    """Environments and variants of runs that failed."""
+    failed = rows.runs[rows.runs.state.str.startswith("failed")]
+    return set(zip(failed.env_id, failed.variant))
+
+
+def judge(rule: Rule, scores: dict[tuple[str, str], np.ndarray], failed: set[tuple[str, str]] = frozenset()) -> Judged:
+    """By the bootstrap's interval of the difference of means; Student's (Welch's, of two variants) says it again."""
+    ours, number = scores[rule.env_id, rule.variant], not isinstance(rule.other, str)
+    theirs = np.full(len(ours), float(rule.other)) if number else scores[rule.env_id, rule.other]
+    # a run that fails may do so because of its variant: those that are left are no fair sample of it
+    if min(len(ours), len(theirs)) < DECIDING or {(rule.env_id, rule.variant), (rule.env_id, rule.other)} & failed:
+        return Judged(rule, np.nan, (np.nan, np.nan), "open", (np.nan, np.nan), "open")
+    point, *interval = (x[0] for x in estimate(lambda x, y: x.mean() - y.mean(), ours, theirs))
+    t_interval = interval  # of constants: no width
+    if ours.std() + theirs.std():
+        test = stats.ttest_1samp(ours - theirs, 0) if number else stats.ttest_ind(ours, theirs, equal_var=False)
+        t_interval = test.confidence_interval()
+
+    def decide(low: float, high: float) -> str:
+        within = 0.1 * abs(theirs.mean())
+        confirmed, refuted = {
+            "above": (low > 0, high < 0),
+            "below": (high < 0, low > 0),
+            "like": (-within <= low and high <= within, high < -within or low > within),
+        }[rule.relation]
+        return "confirmed" if confirmed else "refuted" if refuted else "undecided"
+
+    return Judged(rule, point, tuple(interval), decide(*interval), tuple(t_interval), decide(*t_interval))
 
 
 def verdict(judged: list[Judged]) -> str:
@@ -255,8 +276,12 @@ def tabulate(header: list[str], rows: list[list]) -> str:
     return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
 
 
+def bounds(low: float, high: float, digits: int = 1) -> str:
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def spread(point: float, low: float, high: float, digits: int = 1) -> str:
-    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{point:.{digits}f} {bounds(low, high, digits)}"
 
 
 def estimated(function, *scores: np.ndarray, digits: int = 1) -> str:
@@ -296,7 +321,7 @@ def tabulate_older(older: Rows) -> str:
 
 def describe(rule: Rule) -> str:
     relation = {"above": "is above", "below": "is below", "like": "is within 10 % of"}[rule.relation]
-    other = f"{rule.other:g}" if isinstance(rule.other, float) else rule.other
+    other = rule.other if isinstance(rule.other, str) else f"{rule.other:g}"
     return (
         f"{short(rule.env_id)}: {rule.measure} of {rule.variant} {relation} {'that of ' * (other == rule.other)}{other}"
     )
@@ -305,25 +330,28 @@ def describe(rule: Rule) -> str:
 def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, str]:
     """The report in Markdown, and the verdict."""
     parts, summary = [f"# {name}: {study.claim or study.note or 'a benchmark'}"], "no claim to judge"
+    sources = [f"{mark}: {source}" for mark, source in SOURCES.items() if mark in study.claim + study.note]
     finished = (rows.runs.state == "finished").sum()
     if study.claim:
         measured = {"return": finals(study, rows), "steps per second": finals(study, rows, "steps_per_second")}
-        judged = [judge(rule, measured[rule.measure]) for rule in study.rules]
+        judged = [judge(rule, measured[rule.measure], failures(rows)) for rule in study.rules]
         summary = verdict(judged) + ("" if finished == len(rows.runs) else " so far")
-        parts += [f"**Verdict: {summary}.** {finished} of {len(rows.runs)} runs are finished.", study.note]
-        lines = [
-            [describe(one.rule), "-" if one.verdict == "open" else spread(*one[1:4]), one.verdict] for one in judged
-        ]
-        parts += [
-            tabulate(["rule, fixed before the first run", "difference of means, 95 % interval", "verdict"], lines)
-        ]
+        parts += [f"**Verdict: {summary}.** {finished} of {len(rows.runs)} runs are finished.", study.note, *sources]
+        head = ["rule, fixed before the first run", "difference of means, 95 % interval", "verdict", "by Student's t"]
+        lines = []
+        for one in judged:
+            found = [spread(one.difference, *one.interval), one.verdict, f"{bounds(*one.t_interval)} {one.t_verdict}"]
+            lines.append([describe(one.rule), *(["-", "open", "-"] if one.verdict == "open" else found)])
+        parts += [tabulate(head, lines)]
         parts += [
             "A rule is confirmed where the interval lies wholly on the side it names, refuted where it lies wholly on "
-            f"the other, undecided elsewhere, and open with fewer than {DECIDING} runs on a side. The claim is "
-            "confirmed if all rules are, refuted if one is."
+            f"the other, undecided elsewhere, and open with fewer than {DECIDING} runs on a side or where one failed. "
+            "The claim is confirmed if all rules are, refuted if one is. The interval is the bootstrap's, which is too "
+            "narrow for few runs; Student's t, Welch's where two variants are compared, is wider and says how much of "
+            "the verdict hangs on that. Neither makes up for the number of rules."
         ]
     else:
-        parts += [f"{finished} of {len(rows.runs)} runs are finished."]
+        parts += [f"{finished} of {len(rows.runs)} runs are finished.", *sources]
     parts += ["## Returns", "![Learning curves, and returns at the end](returns.png)"]
     for env_id, steps in study.envs.items():
         parts += [f"**{short(env_id)}**, {steps:,} steps:", tabulate_returns(study, rows, env_id)]
@@ -355,7 +383,7 @@ def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, s
         f"`{study.script}` of commit {noted('commit')}, {noted('versions')}, on {noted('hardware')}; "
         f"{done.hours.sum():.1f} hours of runs. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
         "evaluation. Again, with the script as it is there:",
-        f"```bash\npython -m benchmark.run {name}\npython -m benchmark.report {name}\n```",
+        f"```bash\npython -m benchmark.run {name} --again\npython -m benchmark.report {name}\n```",
         f"which runs, with seeds 1 to {study.seeds}:",
         "```bash\n" + "\n".join(commands) + "\n```",
     ]
@@ -412,7 +440,7 @@ def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    unknown_study(args.studies)
+    check(args.studies)
     reference = read_reference(args.reference)
     sys.path.insert(0, str(ROOT))  # where the scripts are, whose settings are part of what a run is known by
     if args.wandb:
@@ -423,7 +451,8 @@ def main():
         rows = collect(name, STUDIES[name], Path.cwd() / "runs")
         keys = {run.key for run in runs_of(name, STUDIES[name])}
         if rows.returns.empty or not rows.returns.key.isin(keys).any():
-            other = f", and {RESULTS / name} has those of another" if (RESULTS / name).exists() else ""
+            commits = ", ".join(rows.runs[~rows.runs.key.isin(keys)].get("commit", pd.Series(dtype=str)).unique())
+            other = f", and {RESULTS / name} has those of another, of commit {commits}" if commits else ""
             version = f"this version of {STUDIES[name].script}{other}"
             fail(f"{name} has no finished run with evaluations of {version}: python -m benchmark.run {name}")
         print(f"{name}: {report(name, STUDIES[name], rows, reference)}; see {RESULTS / name / 'README.md'}", flush=True)

@@ -4,6 +4,7 @@
     python -m benchmark.run F5 F4          # one after the other; what they share is run once
     python -m benchmark.run F1 --jobs 4    # four runs at a time, each with one thread
     python -m benchmark.run F1 --ray auto  # on the Ray cluster of this machine, as many at a time as that has room for
+    python -m benchmark.run F1 --again     # whatever is in the committed results
 
 Stop it with Ctrl-C, or lose it in any other way: started again, it continues. A run is known by its script's code,
 comments apart, and by its settings: what is finished, here or in the committed results, is not run again; what was
@@ -50,6 +51,7 @@ class Args:
     ray: str = ""  # host:port of a Ray cluster, or auto, whose nodes share this folder and the repository, by path
     cpus: float | None = None  # share of CPUs that a run takes on the cluster; None: as many as threads
     gpus: float = 0  # share of GPUs that a run takes on the cluster
+    again: bool = False  # repeat what is finished in the committed results alone, without a folder in runs/
     track: bool = False  # to Weights & Biases, grouped by study and tagged by variant
 
 
@@ -76,8 +78,10 @@ class Run(NamedTuple):
         return max(runs.glob(f"{self.name}__*"), default=None)
 
     def finished(self, runs: Path) -> bool:
-        folder = self.folder(runs)
-        return bool(folder and (folder / "model.pt").exists()) or (self.env_id, self.key, str(self.seed)) in committed()
+        return bool((folder := self.folder(runs)) and (folder / "model.pt").exists())
+
+    def committed(self) -> bool:
+        return (self.env_id, self.key, str(self.seed)) in committed()
 
     def command(self, runs: Path) -> list[str]:
         """What begins the run, or continues it."""
@@ -138,9 +142,13 @@ def fail(message: str):
     sys.exit(2)
 
 
-def unknown_study(names: tuple[str, ...]):
+def check(names: tuple[str, ...]):
+    """Fail if there are no such studies, or mistakes in them: before the hours of their runs."""
     if not names or (unknown := [name for name in names if name not in STUDIES]):
         fail(f"no study {unknown[0] if names else 'named'}; there are {', '.join(STUDIES)}")
+    for name in names:
+        if mistake := STUDIES[name].mistake():
+            fail(f"study {name} {mistake}")
 
 
 def print_list():
@@ -223,7 +231,10 @@ class Cluster:
                 host, port = address.rsplit(":", 1)
                 socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             subprocess.run(probe, capture_output=True, check=True, timeout=30)
-        except (OSError, ValueError, subprocess.SubprocessError):
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip().splitlines()
+            fail(f"no Ray cluster answers at {address}: {said[-1] if said else error}")
+        except (OSError, ValueError, subprocess.TimeoutExpired):
             fail(f"no Ray cluster answers at {address}")
         ray.init(address, log_to_driver=False, logging_level="ERROR")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own tells of stack frames
@@ -359,7 +370,7 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     if args.list:
         return print_list()
-    unknown_study(args.studies)
+    check(args.studies)
     labels = {label for name in args.studies for label in STUDIES[name].variants}
     if unknown := set(args.variants) - labels:
         fail(f"--variants {unknown.pop()}: there are {', '.join(sorted(labels))}")
@@ -375,12 +386,14 @@ def main():
     sys.path.insert(0, str(ROOT))
     runs = Path.cwd() / "runs"
     grid = runs_of_all(args.studies, args.threads, args.variants)
-    todo = [job(run) for run in grid if not run.finished(runs)]
+    todo = [job(run) for run in grid if not (run.finished(runs) or run.committed() and not args.again)]
     print(f"{len(grid)} runs, {len(grid) - len(todo)} finished before")
     try:
         failed = execute(todo, room, runs, args.track, len(grid) - len(todo))
     except KeyboardInterrupt:
         sys.exit(f"stopped, to continue: {shlex.join(['python', '-m', 'benchmark.run', *sys.argv[1:]])}")
+    except OSError as error:
+        fail(f"{error}: {runs} must be a folder with space, where one may write; the same command continues")
     if failed:
         sys.exit(f"{len(failed)} runs failed, the others are finished: see {runs / 'logs'}")
 

@@ -2,19 +2,23 @@
 
     python -m benchmark.run --list
 
-A study of your own is one more entry in STUDIES. The claims F1 to F17 are those of
-
-[1] Parham, Starklit and Böbel, Implementation and Hyperparameter Optimization of the Soft-Actor-Critic Algorithm, a
-    project at the Technical University of Denmark, github.com/davelbit/DTU-RL-Sample-Efficiency
-[2] Soft Actor-Critic: Reimplementation and Experiments, a blog post that compares four implementations
-[3] Coupal, Deep Reinforcement Learning: Soft Actor-Critic, Université Laval 2020, with a value network on LunarLander,
-    github.com/RedLeader962/LectureDirigeDRLimplementation
-[4] Ciobanu, Policy Gradient Methods: Insights and Optimization Strategies, a thesis at the West University of Timișoara
-    2024, SAC and PPO in a game engine, github.com/smtmRadu/DeepUnity
+A study of your own is one more entry in STUDIES. The claims F1 to F17 are those of the SOURCES that they begin with.
 """
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+
+SOURCES = {
+    "[1]": "Parham, Starklit and Böbel, Implementation and Hyperparameter Optimization of the Soft-Actor-Critic "
+    "Algorithm, a project at the Technical University of Denmark, "
+    "<https://github.com/davelbit/DTU-RL-Sample-Efficiency>",
+    "[2]": "Soft Actor-Critic: Reimplementation and Experiments, a blog post that compares four implementations",
+    "[3]": "Coupal, Deep Reinforcement Learning: Soft Actor-Critic, Université Laval 2020, with a value network on "
+    "LunarLander, <https://github.com/RedLeader962/LectureDirigeDRLimplementation>",
+    "[4]": "Ciobanu, Policy Gradient Methods: Insights and Optimization Strategies, a thesis at the West University of "
+    "Timișoara 2024, SAC and PPO in a game engine, <https://github.com/smtmRadu/DeepUnity>",
+}
 
 
 class Rule(NamedTuple):
@@ -45,6 +49,21 @@ class Study:
     flags: str = ""  # of all its runs
     note: str = ""  # where the study differs from its source
     diagnostics: bool = False  # report temperature, entropy, Q and losses too
+
+    def mistake(self) -> str | None:
+        """What keeps its claim from being judged; the flags are the script's to check."""
+        if not (self.envs and self.variants and self.seeds > 0):
+            return "needs an environment, a variant and a seed at least"
+        if bool(self.claim) != bool(self.rules):
+            return "has rules without a claim" if self.rules else "has a claim without rules to judge it by"
+        for rule in self.rules:
+            if rule.env_id not in self.envs:
+                return f"has a rule for {rule.env_id}, which is none of its environments: {', '.join(self.envs)}"
+            for label in (rule.variant, rule.other):
+                if isinstance(label, str) and label not in self.variants:
+                    return f"has a rule for {label}, which is none of its variants: {', '.join(self.variants)}"
+            if rule.variant == rule.other:
+                return f"has a rule that compares {rule.variant} with itself"
 
 
 def each(envs: list[str], variants: list[str], relation: str, other: str | float, measure: str = "return") -> tuple:
@@ -95,7 +114,7 @@ STUDIES = {
         each([SWINGUP], ["tau 0.01", "tau 0.05"], "below", SOLVED)
         + each([BALANCE], ["tau 0.01", "tau 0.05"], "below", "tau 0.005"),
         flags=OFTEN,
-        note="0.1 and 0.5 are not in the source",
+        note="0.1 and 0.5 are not in the source; to fail, and to be less stable, is judged by the return at the end",
     ),
     "F4": Study(
         {SWINGUP: 50_000},
@@ -112,7 +131,7 @@ STUDIES = {
         each([SWINGUP], ["alpha from 0.0001", "alpha from 0.08"], "below", SOLVED)
         + each([SWINGUP], ["alpha from 0.05"], "below", "alpha from 0.07"),
         flags=OFTEN,
-        note="0.0001 stands for 0, of which there is no logarithm",
+        note="0.0001 stands for 0, of which there is no logarithm; slower is judged by the return at the end",
     ),
     "F6": Study(
         CARTPOLES,

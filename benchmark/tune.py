@@ -291,15 +291,18 @@ def main():
     sys.path.insert(0, str((ROOT / space.script).parent))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tuning = Tuning(args.space, space, args, runs)
-    (runs / "logs").mkdir(parents=True, exist_ok=True)
-    with tuning.lock(wait=True):
-        tuning.open()
     try:
+        (runs / "logs").mkdir(parents=True, exist_ok=True)
+        with tuning.lock(wait=True):
+            tuning.open()
         tuning.work()
+        with tuning.lock(wait=True):  # one process at a time writes
+            report(args.space, tuning.study, space, RESULTS / f"tune-{args.space}")
     except KeyboardInterrupt:
         sys.exit(f"stopped, to continue: {shlex.join(['python', '-m', 'benchmark.tune', *sys.argv[1:]])}")
-    with tuning.lock(wait=True):  # one process at a time writes
-        report(args.space, tuning.study, space, RESULTS / f"tune-{args.space}")
+    except OSError as error:
+        where = f"{runs} and {RESULTS} must be folders with space, where one may write"
+        fail(f"{error}: {where}; the same command continues")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
 """The files agree with each other, and the script needs none of them."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
+
+from benchmark import report, run, tune
+from benchmark.run import runs_of
+from benchmark.spaces import SPACES
+from benchmark.studies import STUDIES, Rule, Study
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "sac_continuous.py"
@@ -49,6 +56,24 @@ NOT_RUN = {
 }
 
 
+# Likewise every command in benchmark/README.md. These are not run but read by the program that they start: it knows
+# their flags, and the study or space that they name.
+GUIDE = (ROOT / "benchmark" / "README.md").read_text()
+GUIDED = [
+    line.split(" #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.S)
+    for line in block.splitlines()
+]
+GUIDED += re.findall(r"`(python [^`\n]*)`", GUIDE)
+OTHERS = {
+    "ray start --head --port 6379": "as in test_ray.py",
+    "ray start --address FIRST:6379": "likewise",
+    "python benchmark/speed.py": "in the README too",
+    "python benchmark/learning.py": "likewise",
+    "pip install -r requirements.txt -r benchmark/requirements.txt": "likewise",
+}
+
+
 def header(script=SCRIPT) -> list[str]:
     """The requirements in the script's inline metadata (PEP 723)."""
     block = re.search(r"^# /// script\n(.*?)^# ///$", script.read_text(), re.S | re.M).group(1)
@@ -85,6 +110,33 @@ def test_nothing_runs_at_import(script):
 
 def test_every_command_of_the_readme_is_accounted_for():
     assert sorted(COMMANDS) == sorted([*RUNS, *NOT_RUN])
+
+
+def example() -> dict[str, Study]:
+    """The study of the newcomer's page."""
+    (text,) = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
+    return eval(f"{{{text}}}", {"Study": Study, "Rule": Rule})
+
+
+def test_every_other_command_of_the_newcomers_page_is_accounted_for():
+    assert {command for command in GUIDED if not command.startswith("python -m benchmark.")} == OTHERS.keys()
+
+
+def test_the_newcomers_study_is_one():
+    ((name, study),) = example().items()
+    assert study.claim and study.mistake() is None
+    runs = runs_of(name, study)
+    assert f"# {len(runs)} runs" in GUIDE and len({run.key for run in runs}) == len(study.variants)
+
+
+@pytest.mark.parametrize("command", sorted(set(GUIDED) - OTHERS.keys()))
+def test_every_command_of_the_newcomers_page_is_understood(command):
+    name, *flags = shlex.split(command.removeprefix("python -m benchmark."))
+    module = {"run": run, "report": report, "tune": tune}[name]
+    args = vars(tyro.cli(module.Args, args=flags))
+    assert args.get("list") or args.get("studies") or args.get("space")
+    assert {*args.get("studies", ())} <= STUDIES.keys() | example().keys()
+    assert args.get("space", "") in ("", *SPACES)
 
 
 @pytest.fixture(scope="module")

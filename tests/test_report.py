@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmark import report, run
 from benchmark.run import runs_of
-from benchmark.studies import Rule, Study
+from benchmark.studies import SOURCES, STUDIES, Rule, Study
 
 ROOT = Path(__file__).parent.parent
 ENV = "Pendulum-v1"
@@ -137,7 +137,7 @@ def test_the_interval_is_of_the_difference():
     ours, theirs = scores[ENV, "better"], scores[ENV, "default"]
     assert found.difference == pytest.approx(ours.mean() - theirs.mean())
     error = np.sqrt(ours.var(ddof=1) / 20 + theirs.var(ddof=1) / 20)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert np.diff(found.interval) == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
 def test_like_is_undecided_where_the_interval_has_only_a_part_of_the_ten_percent():
@@ -145,8 +145,34 @@ def test_like_is_undecided_where_the_interval_has_only_a_part_of_the_ten_percent
     assert report.judge(Rule(ENV, "a", "like", "b"), scores).verdict == "undecided"
 
 
+def test_student_holds_where_the_bootstrap_of_few_runs_does_not(here):
+    """Of comparisons of equals, five runs a side, 12 in 100 seem decided by the bootstrap, and 5 by Student's t."""
+    random, rule = np.random.default_rng(0), Rule(ENV, "a", "above", "b")
+    pairs = [{(ENV, label): random.standard_normal(5) for label in "ab"} for _ in range(400)]
+    found = [report.judge(rule, scores) for scores in pairs]
+    assert 0.08 < np.mean([one.verdict != "undecided" for one in found]) < 0.17
+    assert 0.02 < np.mean([one.t_verdict != "undecided" for one in found]) < 0.08
+    numbers = [report.judge(Rule(ENV, "a", "above", 0), scores) for scores in pairs]  # a whole one will do
+    assert 0.11 < np.mean([one.verdict != "undecided" for one in numbers]) < 0.21
+    assert 0.02 < np.mean([one.t_verdict != "undecided" for one in numbers]) < 0.08
+
+
+def test_the_second_opinion_is_students():
+    x, y = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 4, 4, 6, 9, 11])
+    scores = {(ENV, "x"): x, (ENV, "y"): y}
+    error = np.hypot(x.std(ddof=1) / np.sqrt(5), y.std(ddof=1) / np.sqrt(6))
+    found = report.judge(Rule(ENV, "x", "above", "y"), scores)  # Welch's degrees of freedom are 7.31, t at 97.5 % 2.344
+    assert found.t_interval == pytest.approx((-3 - 2.344 * error, -3 + 2.344 * error), abs=0.01)
+    found = report.judge(Rule(ENV, "x", "above", 2.0), scores)  # 4, and 2.776
+    assert found.t_interval == pytest.approx((1 - 2.776 * 0.7071, 1 + 2.776 * 0.7071), abs=0.001)
+    assert (found.verdict, found.t_verdict) == ("undecided", "undecided")
+    assert report.judge(Rule(ENV, "x", "above", 1.5), scores)[3::2] == ("confirmed", "undecided")
+    constant = report.judge(Rule(ENV, "c", "above", "d"), {(ENV, "c"): np.ones(3), (ENV, "d"): np.zeros(3)})
+    assert constant.t_interval == (1, 1) and constant.t_verdict == "confirmed"
+
+
 def test_a_claim_stands_with_all_its_rules():
-    verdict = lambda *words: report.verdict([report.Judged(None, 0, 0, 0, word) for word in words])
+    verdict = lambda *words: report.verdict([report.Judged(None, 0, (0, 0), word, (0, 0), word) for word in words])
     assert verdict("confirmed", "confirmed") == "confirmed"
     assert verdict("confirmed", "undecided") == "undecided"
     assert verdict("confirmed", "undecided", "open") == "open"
@@ -163,11 +189,29 @@ def test_speeds_can_be_judged_as_returns_are(here, monkeypatch):
 
 
 def test_missing_and_failed_runs_are_shown(here, monkeypatch):
-    rows = lose(lose(synthetic(PLAIN), "worse", 8, "stopped at step 400"), "worse", 7, "failed with exit code 1")
+    rows = lose(lose(synthetic(PLAIN), "worse", 8, "stopped at step 400"), "equal", 7, "failed with exit code 1")
     text, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
     assert summary == "confirmed so far" and "30 of 32 runs are finished" in text
-    assert cells(text, "worse")[1] == "6 of 8" and cells(text, "better")[1] == "8 of 8"
-    assert "| worse | 8 | stopped at step 400 |" in text and "| worse | 7 | failed with exit code 1 |" in text
+    assert cells(text, "worse")[1] == cells(text, "equal")[1] == "7 of 8" and cells(text, "better")[1] == "8 of 8"
+    assert "| worse | 8 | stopped at step 400 |" in text and "| equal | 7 | failed with exit code 1 |" in text
+
+
+@pytest.mark.parametrize("variant, verdicts", [("better", ["open", "confirmed"]), ("default", ["open", "open"])])
+def test_what_failed_is_not_judged_by_the_runs_that_did_not(variant, verdicts):
+    rows = lose(synthetic(PLAIN), variant, 7, "failed with exit code 1")
+    text, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
+    found = re.findall(r"^\| Pendulum-v1: .*", text, re.M)
+    assert summary == "open so far" and len(found) == 2
+    for line, word in zip(found, verdicts):
+        assert f"| {word} |" in line and ("[" in line) == (word != "open")
+
+
+def test_the_source_of_a_claim_is_named():
+    known, other = (Study({ENV: 1000}, VARIANTS, f"{mark} a claim", PLAIN.rules, seeds=8) for mark in ("[3]", "[x]"))
+    write = lambda study: report.write_text("x", study, synthetic(study), report.Rows(*[pd.DataFrame()] * 3))[0]
+    assert f"\n[3]: {SOURCES['[3]']}\n" in write(known) and not re.search(r"^\[.\]: ", write(other), re.M)
+    assert all(re.match(r"\[\d\] ", study.claim) for name, study in STUDIES.items() if re.fullmatch(r"F\d+", name))
+    assert {mark for study in STUDIES.values() for mark in re.findall(r"\[\d\]", study.claim)} == SOURCES.keys()
 
 
 def test_with_too_few_runs_nothing_is_concluded(here):
@@ -274,7 +318,7 @@ REAL = Study({ENV: 600}, {"default": ""}, seeds=2, flags=f"{SMALL} --eval-freque
 
 def test_a_real_run_is_read(here, monkeypatch, capsys):
     monkeypatch.setitem(report.STUDIES, "real", REAL)
-    first, second = runs_of("real", REAL)
+    (first, _), (_, second) = runs_of("real", REAL, threads=2), runs_of("real", REAL)
     subprocess.run(first.command(here / "runs"), check=True, capture_output=True)
     shorter = [flag.replace("600", "300") for flag in second.command(here / "runs")]
     subprocess.run(shorter, check=True, capture_output=True)
@@ -292,7 +336,7 @@ def test_a_real_run_is_read(here, monkeypatch, capsys):
     speeds = [event.value for event in events.Scalars("charts/SPS")]  # one row each 100 steps
     assert len(speeds) == 6
     assert rows.runs.hours[0] == pytest.approx(sum(100 / speed for speed in speeds) / 3600, rel=0.01)
-    assert rows.runs.command[0].endswith("--threads 1 --seed 1")
+    assert list(rows.runs.command.str[-20:]) == ["--threads 2 --seed 1", "--threads 1 --seed 2"]  # as it was run
     assert "![What the networks did](diagnostics.png)" in (report.RESULTS / "real" / "README.md").read_text()
     first.folder(here / "runs").rename(here / "elsewhere")  # from now on its rows are all there is
     main(monkeypatch, "real")
@@ -327,7 +371,15 @@ def test_old_rows_alone_are_no_finished_run(here, monkeypatch, capsys):
     commit(rows)
     with pytest.raises(SystemExit):
         main(monkeypatch, "x")
-    assert "has those of another" in capsys.readouterr().err
+    assert "has those of another, of commit abc: python" in capsys.readouterr().err
+
+
+def test_a_study_with_a_mistake_is_refused(here, monkeypatch, capsys):
+    monkeypatch.setitem(report.STUDIES, "x", study(Rule(ENV, "bettre", "above", "default")))
+    with pytest.raises(SystemExit) as stop:
+        main(monkeypatch, "x")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: study x has a rule for bettre") and said.count("\n") == 1
 
 
 def test_on_a_full_disk_nothing_is_left_behind(here, monkeypatch, capsys):

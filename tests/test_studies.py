@@ -11,28 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark import run
+from benchmark import report, run
 from benchmark.run import runs_of
-from benchmark.studies import STUDIES, Study
+from benchmark.studies import STUDIES, Rule, Study
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 100 --log-frequency 20 --eval-frequency 0"
 TINY = Study({"Pendulum-v1": 1500}, {"default": "", "gamma 0.9": "--gamma 0.9"}, seeds=1, flags=SMALL)
 BROKEN = Study({"Pendulum-v1": 60}, {"x": "--tau 5 --learning-starts 50"}, seeds=1, flags=SMALL)
+MISTAKEN = Study({"Pendulum-v1": 60}, {"x": ""}, "a claim")
 RUNNER = f"""
 import sys
 from benchmark import run, studies
 Study = studies.Study
 run.STUDIES.clear()
-run.STUDIES.update(tiny={TINY!r}, also={TINY!r}, broken={BROKEN!r})
+run.STUDIES.update(tiny={TINY!r}, also={TINY!r}, broken={BROKEN!r}, mistaken={MISTAKEN!r})
 sys.argv[0] = "run"
 run.main()
 """
 
 
-def start(folder, *flags):
+def start(folder, *flags, before=""):
     """The runner, in a session of its own as a terminal's foreground process would be."""
-    command = [sys.executable, "-c", RUNNER, *flags]
+    command = [sys.executable, "-c", before + RUNNER, *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     kwargs = dict(cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen(command, start_new_session=True, **kwargs)
@@ -128,10 +129,27 @@ def test_two_runners_share_a_study(tmp_path, undisturbed):
     assert starts == [1, 1], "what one had finished the other one has begun again"
 
 
-def test_a_finished_run_is_not_started(tmp_path, undisturbed):
+def test_a_finished_run_is_not_started(tmp_path, undisturbed, monkeypatch):
     job = run.Job(runs_of("tiny", TINY)[0])
     assert not job.start(undisturbed / "runs", track=False) and not job.process
+    # what is committed and has no folder here is for main() to leave out; who asks for its run gets one
+    monkeypatch.setattr(run, "committed", lambda: {(job.run.env_id, job.run.key, str(job.run.seed))})
+    assert job.run.committed() and not job.run.finished(tmp_path / "runs")
     assert job.start(tmp_path / "runs", track=False) and job.process.wait(100) == 0
+
+
+def test_what_is_committed_is_run_again_if_asked(tmp_path, monkeypatch, capsys):
+    grid, begun = runs_of("tiny", TINY), []
+    monkeypatch.setattr(run, "STUDIES", {"tiny": TINY})
+    monkeypatch.setattr(run, "committed", lambda: {(grid[0].env_id, grid[0].key, str(grid[0].seed))})
+    monkeypatch.setattr(run, "execute", lambda jobs, *_: begun.append([job.run for job in jobs]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / f"{grid[1].name}__1").mkdir(parents=True)
+    (tmp_path / "runs" / f"{grid[1].name}__1" / "model.pt").touch()
+    for flags in ([], ["--again"]):
+        monkeypatch.setattr(sys, "argv", ["run", "tiny", *flags])
+        run.main()
+    assert begun == [[], [grid[0]]] and "2 runs, 2 finished before" in capsys.readouterr().out
 
 
 def test_the_overview_is_redrawn_in_place_however_many_run(tmp_path, monkeypatch, capsys):
@@ -158,7 +176,22 @@ def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(tmp_path):
     assert "error: --tau must lie in" in said
     (log,) = [path for path in tmp_path.glob("runs/logs/*.txt") if "--tau" in path.read_text()]
     assert log.read_text().count("error: --tau") == 2
-    assert log.read_text().splitlines()[-1] == "failed with exit code 2"  # where the report looks
+    (row,) = report.read(runs_of("broken", BROKEN)[0], tmp_path / "runs", False).runs.to_dict("records")
+    assert row["state"] == "failed with exit code 2"
+    (row,) = report.read(runs_of("tiny", TINY)[0], tmp_path / "runs", False).runs.to_dict("records")
+    assert row["state"] == "finished"
+
+
+NO_SPACE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # not for a single byte
+
+
+@pytest.mark.parametrize("before, answer", [("open('runs', 'x')", "Not a directory"), (NO_SPACE, "File too large")])
+def test_where_nothing_can_be_written_one_line_says_so(before, answer, tmp_path):
+    runner = start(tmp_path, "broken", before=before)
+    said, _ = runner.communicate(timeout=100)
+    assert runner.returncode == 2 and "Traceback" not in said, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert answer in line and str(tmp_path / "runs") in line and line == said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +201,7 @@ def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(tmp_path):
         ([], "no study named"),
         (["tiny", "--variants", "y"], "--variants y"),
         (["tiny", "--jobs", "0"], "--jobs"),
+        (["mistaken"], "study mistaken has a claim without rules"),
     ],
 )
 def test_mistakes_get_one_line(flags, answer, tmp_path):
@@ -230,10 +264,32 @@ def test_comments_make_no_other_version_and_code_does(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_can_be_run_and_their_rules_judged(name):
     study = STUDIES[name]
-    assert bool(study.claim) == bool(study.rules)
-    for rule in study.rules:
-        assert rule.env_id in study.envs and rule.variant in study.variants
-        assert rule.other in study.variants or isinstance(rule.other, float)
-        assert rule.variant != rule.other and rule.relation in ("above", "below", "like")
+    assert study.mistake() is None
     keys = {(run.env_id, run.key) for run in runs_of(name, study)}  # of all settings: the script takes the flags
     assert len(keys) == len(study.envs) * len(study.variants)  # no two variants are the same
+
+
+A_RULE = Rule("E", "a", "above", "b")
+
+
+@pytest.mark.parametrize(
+    "changes, answer",
+    [
+        ({}, None),
+        (dict(rules=[Rule("E", "a", "below", 200)]), None),
+        (dict(claim="", rules=()), None),
+        (dict(rules=()), "a claim without rules"),
+        (dict(claim=""), "rules without a claim"),
+        (dict(rules=[A_RULE, A_RULE._replace(env_id="F")]), "for F, which is none of its environments: E"),
+        (dict(rules=[A_RULE, A_RULE._replace(variant="c")]), "for c, which is none of its variants: a, b"),
+        (dict(rules=[A_RULE, A_RULE._replace(other="c")]), "for c, which is none of its variants: a, b"),
+        (dict(rules=[A_RULE, A_RULE._replace(other="a")]), "a with itself"),
+        (dict(seeds=0), "a seed at least"),
+        (dict(envs={}), "an environment"),
+        (dict(variants={}), "a variant"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(changes, answer):
+    study = dict(envs={"E": 100}, variants={"a": "", "b": "--tau 0.1"}, claim="a claim", rules=[A_RULE])
+    found = Study(**study | changes).mistake()
+    assert found is None if answer is None else answer in found

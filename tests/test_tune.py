@@ -369,6 +369,15 @@ def test_mistakes_get_one_line(flags, answer, monkeypatch, tmp_path, fake, capsy
     assert not said.out and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["runs", "results"])
+def test_where_nothing_can_be_written_one_line_says_so(name, monkeypatch, tmp_path, fake, capsys):
+    (tmp_path / name).touch()  # a file, where a folder should be
+    with pytest.raises(SystemExit) as end:
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "1")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and re.fullmatch("error: .*\n", said) and str(tmp_path / name) in said
+
+
 def test_a_journal_of_something_else_is_never_continued(monkeypatch, tmp_path, fake, capsys):
     script = tmp_path / "other_script.py"
     script.write_text(FAKE)
