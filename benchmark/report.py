@@ -137,9 +137,9 @@ def committed(file: str) -> pd.DataFrame:
 
 
 def stored(run: Run, results: Rows) -> Rows:
-    """A run's rows in the committed results of one of the studies that have it, with the name of its variant here."""
+    """A run's rows in the committed results of its study, or else of one that shares it; its variant's name is ours."""
     mine = results.where(lambda table: (table.env_id == run.env_id) & (table.key == run.key) & (table.seed == run.seed))
-    study = mine.returns.study.min()
+    study = min(mine.returns.study.unique(), key=lambda name: (name != run.study, name), default=None)
     return Rows(*(table[table.study == study].drop(columns="study").assign(variant=run.variant) for table in mine))
 
 

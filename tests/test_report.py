@@ -245,10 +245,14 @@ def test_rows_of_another_version_stand_apart(here, monkeypatch):
 def test_results_are_shared_between_studies(here, monkeypatch):
     commit(synthetic(PLAIN))
     twin = Study({ENV: 1000}, {"tau 0.01": "--tau 0.01", "tau 0.02": "--tau 0.02"}, seeds=9)
-    monkeypatch.setitem(report.STUDIES, "twin", twin)
-    main(monkeypatch, "twin")
-    text = (report.RESULTS / "twin" / "README.md").read_text()
+    monkeypatch.setitem(report.STUDIES, "y", twin)
+    main(monkeypatch, "y")
+    text = (report.RESULTS / "y" / "README.md").read_text()
     assert cells(text, "tau 0.01")[1] == "8 of 9" and "| Pendulum-v1 | tau 0.01 | 9 | not run |" in text
+    path = report.RESULTS / "y" / "runs.csv"
+    path.write_text(path.read_text().replace("python ...", "python of y"))
+    main(monkeypatch, "y")  # from its own rows now
+    assert "python of y" in path.read_text() and "python ..." not in path.read_text()
 
 
 def test_the_same_rows_make_the_same_report(here, monkeypatch, capsys):
