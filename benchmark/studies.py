@@ -6,8 +6,7 @@ A study of your own is one more entry in STUDIES. The claims F1 to F17 are those
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
+from typing import Literal, NamedTuple, get_args
 
 SOURCES = {
     "[1]": "Parham, Starklit and Böbel, Implementation and Hyperparameter Optimization of the Soft-Actor-Critic "
@@ -62,6 +61,9 @@ class Study:
             for label in (rule.variant, rule.other):
                 if isinstance(label, str) and label not in self.variants:
                     return f"has a rule for {label}, which is none of its variants: {', '.join(self.variants)}"
+            for word, known in ((rule.relation, "relation"), (rule.measure, "measure")):
+                if word not in (words := get_args(Rule.__annotations__[known])):
+                    return f"has a rule with the {known} {word}, which is none of {', '.join(words)}"
             if rule.variant == rule.other:
                 return f"has a rule that compares {rule.variant} with itself"
 

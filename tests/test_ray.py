@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import benchmark.run
 from test_studies import ROOT, RUNNER, same, start as start_locally, weights
 
 pytest.importorskip("ray")
@@ -213,6 +214,20 @@ def test_what_no_node_has_is_said_at_once(flags, answer, cluster, tmp_path):
     said, _ = runner.communicate(timeout=100)
     assert runner.returncode == 2 and said.startswith("error:") and answer in said and said.count("\n") == 1, said
     assert not list(tmp_path.iterdir())
+
+
+def test_rays_own_reason_is_told(monkeypatch, capsys):
+    def refused(command, **_):
+        raise subprocess.CalledProcessError(1, command, stderr=b"Traceback\nRuntimeError: another version of Ray\n")
+
+    monkeypatch.setattr(benchmark.run.subprocess, "run", refused)
+    monkeypatch.setattr(benchmark.run.os, "environ", dict(os.environ))
+    with pytest.raises(SystemExit) as stop:
+        benchmark.run.Cluster("auto", CPU=1, GPU=0)
+    said = capsys.readouterr().err
+    assert (
+        stop.value.code == 2 and said == "error: no Ray cluster answers at auto: RuntimeError: another version of Ray\n"
+    )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.2:{port}", "127.0.0.2"])

@@ -284,6 +284,8 @@ A_RULE = Rule("E", "a", "above", "b")
         (dict(rules=[A_RULE, A_RULE._replace(variant="c")]), "for c, which is none of its variants: a, b"),
         (dict(rules=[A_RULE, A_RULE._replace(other="c")]), "for c, which is none of its variants: a, b"),
         (dict(rules=[A_RULE, A_RULE._replace(other="a")]), "a with itself"),
+        (dict(rules=[A_RULE._replace(relation="abvoe")]), "relation abvoe, which is none of above, below, like"),
+        (dict(rules=[A_RULE._replace(measure="speed")]), "measure speed, which is none of return, steps per second"),
         (dict(seeds=0), "a seed at least"),
         (dict(envs={}), "an environment"),
         (dict(variants={}), "a variant"),
