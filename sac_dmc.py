@@ -136,7 +136,7 @@ class Critics(nn.Module):
         widths = [obs_dim + action_dim, hidden, hidden, 1]
         self.weights = nn.ParameterList([torch.empty(count, *fans) for fans in zip(widths, widths[1:])])
         self.biases = nn.ParameterList([torch.zeros(count, 1, width) for width in widths[1:]])
-        self.dtype = None  # of the hidden layers' products; None: that of the weights, which stay as they are
+        self.product_dtype = None  # of the hidden layers' products; None: that of the weights, which stay as they are
         for critic_weight in (w for weight in self.weights for w in weight.data):  # by itself: Xavier is for matrices
             nn.init.xavier_uniform_(critic_weight)
 
@@ -144,7 +144,7 @@ class Critics(nn.Module):
         """Q-values (C, B) of observations (B, O) and actions (B, A)."""
         x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)
         for weight, bias in list(zip(self.weights, self.biases))[:-1]:
-            x = (x.to(self.dtype) @ weight.to(self.dtype) + bias).relu_()
+            x = (x.to(self.product_dtype) @ weight.to(self.product_dtype) + bias).relu_()
         return (x * self.weights[-1].mT).sum(-1) + self.biases[-1].squeeze(-1)  # for one output faster than a product
 
 class Adam(nn.Module):
@@ -174,7 +174,7 @@ class SAC(nn.Module):
         super().__init__()
         self.gamma, self.tau, self.target_entropy = args.gamma, args.tau, -float(action_dim)
         self.actor, self.critics = Actor(obs_dim, action_dim), Critics(obs_dim, action_dim)
-        self.critics.dtype = torch.bfloat16 if args.matmul_precision == "medium" else None
+        self.critics.product_dtype = torch.bfloat16 if args.matmul_precision == "medium" else None
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.actor_optimizer = Adam(self.actor.parameters(), args.policy_lr)
@@ -300,12 +300,11 @@ def save(state: dict, path: Path):
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+            torch.save(state, file), file.flush(), os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save wraps what the disk said in a RuntimeError
-        sys.exit(f"error: {path} was not written, the one before it stays: {error}".splitlines()[0])
+    except (OSError, RuntimeError) as error:  # torch.save wraps what ended it, a disk or Ctrl-C, in a RuntimeError
+        said = f"error: {path} was not written, the one before it stays: {error.__context__ or error}".splitlines()[0]
+        sys.exit(error.__context__.code if isinstance(error.__context__, SystemExit) else said)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -350,6 +349,7 @@ def main():
     limits["num_envs"] = (1, min(args.learning_starts, args.buffer_size))  # the first update needs transitions
     for holds, message in [
         *((a <= vars(args)[k] <= b, f"--{k.replace('_', '-')} must lie in [{a}, {b}]") for k, (a, b) in limits.items()),
+        (not (args.resume and args.evaluate), "--resume or --evaluate, one at a time: leave one out"),
         (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower it or raise that"),
         (args.evaluate or gigabytes <= free, f"--buffer-size takes {gigabytes:.1f} GB, {free:.1f} are free: lower it"),
         (not track or wandb, "--track needs wandb: pip install wandb"),

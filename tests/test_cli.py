@@ -349,6 +349,11 @@ def test_flags_that_a_resumed_run_must_keep(tmp_path, finished):
         assert f"{flag} {saved[key]} must stay" in line
 
 
+def test_resume_and_evaluate_at_once(tmp_path, finished):
+    line = refusal(tmp_path, "--resume runs/finished --evaluate runs/finished")
+    assert "--resume" in line and "--evaluate" in line
+
+
 @once
 def test_track_without_login(tmp_path):
     # A fresh interpreter: wandb reads its settings once, and what it leaves behind would fail to end with a fork.
@@ -458,32 +463,48 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def limit_file_size():
+def limit_file_size(file):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return file
 
 
-FULL_DISKS = {
-    "writing": limit_file_size,  # the system's own error, in the midst of the file
-    "flushing": lambda: setattr(os, "fsync", no_space),
-    "renaming": lambda: setattr(os, "replace", no_space),
+class Pressing:
+    """A file that has Ctrl-C pressed while torch.save, in C++, is writing it."""
+
+    def __init__(self, file):
+        self.file, self.flush = file, file.flush
+
+    def write(self, data):
+        if len(data) > 1000:  # the numbers themselves
+            signal.raise_signal(signal.SIGINT)
+        return self.file.write(data)
+
+
+NO_SPACE, TOO_LARGE = (f"error: .*checkpoint.pt.*{os.strerror(number)}.*" for number in (errno.ENOSPC, errno.EFBIG))
+TROUBLES = {  # what the script says of each, and what makes it, of the file that is to be written
+    "a full disk while writing": (TOO_LARGE, limit_file_size),  # the system's own error, in the midst of the file
+    "a full disk while flushing": (NO_SPACE, lambda file: setattr(os, "fsync", no_space) or file),
+    "a full disk while renaming": (NO_SPACE, lambda file: setattr(os, "replace", no_space) or file),
+    "Ctrl-C while writing": ("stopped, to continue: .*", Pressing),
 }
 
 
-@pytest.mark.parametrize("moment", FULL_DISKS)
-def test_full_disks_leave_the_previous_checkpoint(tmp_path, monkeypatch, moment):
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_in_saving_leaves_the_previous_checkpoint(tmp_path, monkeypatch, trouble):
     write, saves = torch.save, []
+    says, make = TROUBLES[trouble]
 
     def save(state, file, *rest, **options):
         saves.append(state["step"])
         if saves == [0, 40]:
             shutil.copy(only_run(tmp_path) / "checkpoint.pt", tmp_path / "before.pt")
-            FULL_DISKS[moment]()
+            file = make(file)
         write(state, file, *rest, **options)
 
     monkeypatch.setattr(torch, "save", save)
     code, out, err = run(tmp_path, SMALL)
     folder = only_run(tmp_path)
-    assert code > 0 and re.fullmatch("error: .*checkpoint.pt.*\n", err), err
+    assert code > 0 and re.fullmatch(f"{says}\n", err), err
     assert (folder / "checkpoint.pt").read_bytes() == (tmp_path / "before.pt").read_bytes()
     assert load(folder / "checkpoint.pt")["step"] == 0
     assert not list(folder.rglob("*.tmp*"))
