@@ -267,28 +267,28 @@ def read_records(folder: Path) -> dict[str, np.ndarray]:
     return {key: np.array([(e.step, e.value) for e in events.Scalars(key)]).T for key in events.Tags()["scalars"]}
 
 def main():
-    args, cpu, cuda = tyro.cli(Args), torch.cpu.get_capabilities(), torch.cuda.is_available()
-    versions = f"{sys.version} {torch.__version__} {np.__version__} {gym.__version__} {cpu['cpu_name']} {cuda}"
-    state = {"step": 0, "best": math.nan, "versions": versions}
+    args, state = tyro.cli(Args), {"step": 0, "best": math.nan}
     if folder := args.resume or args.evaluate:
         mode = "--resume" if args.resume else "--evaluate"
         try:
             saved = json.loads((folder / "args.json").read_text())
             args = tyro.cli(Args, default=Args(**saved))  # flags given anew win
             state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
-            another = versions != state["versions"]
         except Exception as error:  # a damaged file shows itself as almost anything
             fail(f"{mode} {folder} is missing or damaged, name another or start anew: {error}".splitlines()[0])
         changed = {key for key in saved if saved[key] != getattr(args, key)} - {"resume", "evaluate"}
         for key in changed & args.fixed:
             fail(f"{mode} {folder}: --{key.replace('_', '-')} {saved[key]} must stay")
-        if args.resume and (changed or another):
-            print("warning: not bit for bit the run begun, changed:", *sorted(changed) or ["versions"], file=sys.stderr)
 
-    device = torch.device("cuda" if args.cuda and cuda else "cpu")
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # renders without a screen
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = make_env(args, Path("probe") if args.capture_video else None)
+    cpu, gpu, mujoco = torch.cpu.get_capabilities(), torch.cuda.is_available(), sys.modules.get("mujoco")  # if used
+    versions = f"{sys.version} {' '.join(m.__version__ for m in (torch, np, gym, mujoco) if m)} {cpu['cpu_name']} {gpu}"
+    another = versions != state.setdefault("versions", versions)
+    if args.resume and (changed or another):
+        print("warning: not bit for bit the run begun, changed:", *sorted(changed) or ["versions"], file=sys.stderr)
+    device = torch.device("cuda" if args.cuda and gpu else "cpu")
     obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
     stride = n_envs * args.action_repeat  # environment steps per round of the loop
     gigabytes = min(args.buffer_size, args.total_timesteps) * (2 * obs_dim + action_dim + 2) * 4e-9

@@ -119,13 +119,15 @@ def failure(run: Run, runs: Path) -> str:
 
 
 def versions_of(folder: Path) -> dict[str, str]:
-    """What the run itself noted: versions of Python, torch, NumPy and Gymnasium; the processor, and whether a GPU."""
+    """What the run itself noted: versions of Python and packages; the processor, and whether a GPU."""
     if not (path := folder / "checkpoint.pt").exists():
         return {}
     noted = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["versions"]
-    *packages, processor = re.fullmatch(r"(\S+) .*\] (\S+) (\S+) (\S+) (.*) (?:True|False)", noted, re.DOTALL).groups()
-    gpu = " with a GPU" * noted.endswith("True")
-    return dict(versions="python {} torch {} numpy {} gymnasium {}".format(*packages), hardware=processor + gpu)
+    pattern = r"(\S+) .*\] (\S+) (\S+) (\S+) (?:(\d+\.\d\S*) )?(.*) (?:True|False)"  # MuJoCo's where it was used
+    *found, processor = re.fullmatch(pattern, noted, re.DOTALL).groups()
+    packages = zip(["python", "torch", "numpy", "gymnasium", "mujoco"], found)
+    versions = " ".join(f"{package} {version}" for package, version in packages if version)
+    return dict(versions=versions, hardware=processor + " with a GPU" * noted.endswith("True"))
 
 
 def committed(file: str) -> pd.DataFrame:

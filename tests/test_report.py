@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from rliable import library, metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -317,6 +318,24 @@ def test_no_variant_is_left_out_of_the_figure(here):
 
 
 SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 300 --log-frequency 100 --eval-episodes 2"
+
+
+@pytest.mark.parametrize(
+    ("packages", "versions"),
+    [
+        ("2.13.0+cpu 2.4.6 1.4.0", "python 3.11.7 torch 2.13.0+cpu numpy 2.4.6 gymnasium 1.4.0"),
+        ("2.13.0 2.4.6 1.4.0 3.11.0", "python 3.11.7 torch 2.13.0 numpy 2.4.6 gymnasium 1.4.0 mujoco 3.11.0"),
+    ],
+)
+@pytest.mark.parametrize("processor", ["AMD EPYC", "12th Gen Intel(R) Core(TM) i7-12700K"])
+def test_the_versions_that_a_run_noted_are_read(tmp_path, packages, versions, processor):
+    for gpu in (False, True):
+        noted = f"3.11.7 (main, Jan  1 2026, 00:00:00) [GCC 13.2.0] {packages} {processor} {gpu}"
+        torch.save({"versions": noted}, tmp_path / "checkpoint.pt")
+        hardware = processor + " with a GPU" * gpu
+        assert report.versions_of(tmp_path) == dict(versions=versions, hardware=hardware)
+
+
 REAL = Study({ENV: 600}, {"default": ""}, seeds=2, flags=f"{SMALL} --eval-frequency 300", diagnostics=True)
 
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -177,3 +178,24 @@ def test_a_resume_by_another_version_warns(tmp_path):
     torch.save(checkpoint | {"versions": "of long ago"}, run_folder / "checkpoint.pt")
     assert run(tmp_path / "run", f"--resume {run_folder}") == 0
     assert "changed: versions" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "env_id"),
+    [
+        ("sac_continuous", "InvertedPendulum-v4"),
+        ("sac_dmc", "cartpole-balance"),
+        ("sac_ablations", "InvertedPendulum-v4"),
+    ],
+)
+def test_a_resume_with_another_mujoco_warns(tmp_path, script, env_id):
+    run_through(tmp_path / "run", env_id, script=script)
+    (run_folder,) = tmp_path.glob("run/runs/*")
+    checkpoint = torch.load(run_folder / "checkpoint.pt", weights_only=True)
+    for versions, warns in (
+        (checkpoint["versions"], False),
+        (checkpoint["versions"].replace(mujoco.__version__, "3.1.6"), True),
+    ):
+        torch.save(checkpoint | {"versions": versions}, run_folder / "checkpoint.pt")
+        assert run(tmp_path / "run", f"--resume {run_folder}", script=script) == 0
+        assert ("changed: versions" in (tmp_path / "run" / "log.txt").read_text()) == warns
