@@ -317,9 +317,6 @@ def test_no_variant_is_left_out_of_the_figure(here):
     assert [line.get_label() for line in axes.lines] == list(many.variants)
 
 
-SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 300 --log-frequency 100 --eval-episodes 2"
-
-
 @pytest.mark.parametrize(
     ("packages", "versions"),
     [
@@ -336,6 +333,7 @@ def test_the_versions_that_a_run_noted_are_read(tmp_path, packages, versions, pr
         assert report.versions_of(tmp_path) == dict(versions=versions, hardware=hardware)
 
 
+SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 300 --log-frequency 100 --eval-episodes 2"
 REAL = Study({ENV: 600}, {"default": ""}, seeds=2, flags=f"{SMALL} --eval-frequency 300", diagnostics=True)
 
 
