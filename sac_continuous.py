@@ -1,83 +1,126 @@
-# /// script
-# requires-python = ">=3.10"
-# dependencies = [
-#   "torch==2.13.0", "gymnasium[mujoco]==1.4.0", "gymnasium[box2d]==1.4.0; python_version < '3.14'", "mujoco==3.11.0",
-#   "shimmy==2.0.1", "dm-control==1.0.44; python_version < '3.13'", "psutil==7.2.2", "tqdm==4.70.1", "tyro==1.0.17",
-#   "numpy==2.4.6; python_version >= '3.11'", "numpy==2.2.6; python_version < '3.11'", "matplotlib==3.10.9",
-#   "tensorboard==2.21.0", "wandb==0.31.0", "moviepy==2.2.1",
-# ]
-# ///
-"""Soft Actor-Critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905), in one file.
+"""Soft Actor-Critic with a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905).
 
     python sac_continuous.py --env-id Hopper-v4                        # train; results in runs/
     python sac_continuous.py --evaluate runs/<folder> --capture-video  # see what was learned
 
-A policy pi maximises reward plus alpha times its own entropy. Critics Q_1..Q_C learn the soft value of an action from
-replayed transitions (s, a, r, s', d), d = 1 where the task itself ended; slow copies Q' of them make the targets:
+A policy pi maximises the discounted sum of rewards plus alpha times its own entropy. Two critics
+Q_c learn that sum for an action, its soft value, from replayed transitions (s, a, r, s', d), with
+d = 1 where the task itself ended. Slow copies Q' of the critics make the targets:
 
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
-    (3)  L_pi    = mean of alpha log pi(a|s) - min_c Q_c(s, a),   a = tanh(mean(s) + std(s) * noise)
-    (4)  L_alpha = mean of -log(alpha) (log pi(a|s) + H),   H = -dim(A), the target entropy
+    (3)  L_pi    = mean of alpha log pi(a|s) - min_c Q_c(s, a),  a = tanh(mean(s) + std(s) * noise)
+    (4)  L_alpha = log(alpha) (entropy - H),   entropy = mean of -log pi(a|s),   target H = -dim(A)
+    (5)  Q'_c   <- (1 - tau) Q'_c + tau Q_c
 
-Shapes: B batch, N environments, C critics, O observation and A action dimensions. Every count is in environment steps.
+No gradient flows into y, into alpha in (3) or into the entropy in (4). It does flow through the
+action in (3), whose noise is held fixed (reparameterization).
+The paper's (4) has alpha in place of log(alpha).
+
+Read in seven minutes: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
+below the line "Plumbing" may be skipped: environments, checkpoints, logs, checks, speed.
+
+Shapes: B batch, N environments, C critics, O observation and A action dimensions.
 """
 
-import copy, ctypes, importlib.util, json, math, os, re, shlex, shutil, signal, sys, time, warnings
-from dataclasses import dataclass
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports ends in silence
+
+import copy
+import ctypes
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+import threading
+import time
+import typing
+import warnings
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import gymnasium as gym, numpy as np, psutil, torch, torch.nn as nn, torch.nn.functional as F, tyro
+import gymnasium as gym
+import numpy as np
+import psutil
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+
 @dataclass
 class Args:
-    env_id: str = "Hopper-v4"  # any Gymnasium environment with bounded Box actions (also "module:name")
-    seed: int = 1  # of weights, noise, sampling and environments
-    total_timesteps: int = 1_000_000  # environment steps in all, summed over --num-envs
-    num_envs: int = 1  # environments stepped together; there is one update per environment step all the same
+    """Every count of steps is in environment steps, summed over the environments."""
+
+    env_id: str = "Hopper-v4"  # Gymnasium environment with bounded Box actions (or "module:name")
+    seed: int = 1  # seed of weights, noise, sampling and environments
+    total_timesteps: int = 1_000_000  # length of the run
+    num_envs: int = 1  # environments stepped together; there is still one update per step
+
+    # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     gamma: float = 0.99  # discount per step
-    tau: float = 0.005  # share of the critics that moves into the target critics at each update
+    tau: float = 0.005  # step of the target critics towards the critics at each update
     batch_size: int = 256  # transitions per update
     learning_starts: int = 5_000  # steps of uniformly random actions before the first update
     policy_lr: float = 3e-4  # Adam's learning rate of the policy and of the temperature
-    q_lr: float = 1e-3  # Adam's learning rate of the critics
-    eval_frequency: int = 10_000  # steps between evaluations of the deterministic policy; 0 for none
-    eval_episodes: int = 10  # episodes per evaluation, cut at 10,000 steps if the environment has no end
-    checkpoint_frequency: int = 50_000  # steps between checkpoints; environments start afresh at each, for exact resume
-    log_frequency: int = 1_000  # steps between records of losses and speed
+    q_lr: float = 1e-3  # Adam's learning rate of the critics, as in CleanRL
+
+    # Evaluation, checkpoints and logs
+    eval_frequency: int = 10_000  # steps between evaluations of the deterministic policy; 0: none
+    eval_episodes: int = 10  # episodes per evaluation, each cut at 10,000 steps
+    checkpoint_frequency: int = 50_000  # steps between checkpoints; each restarts the environments
+    log_frequency: int = 1_000  # steps between logs of losses and speed
     resume: Path | None = None  # run folder to continue; its flags hold unless given anew
-    evaluate: Path | None = None  # run folder whose policy to evaluate instead of training
+    evaluate: Path | None = None  # run folder (its last checkpoint), or best.pt in one, to evaluate
     capture_video: bool = False  # record the first episode of each evaluation as mp4
-    track: bool = False  # mirror the records to Weights & Biases
-    wandb_project_name: str = "one-file-sac"  # project there
-    wandb_entity: str | None = None  # team there
+    track: bool = False  # log to Weights & Biases as well
+    wandb_project_name: str = "one-file-sac"  # Weights & Biases project
+    wandb_entity: str | None = None  # Weights & Biases team
     exp_name: str = "sac_continuous"  # part of the run folder's name
+
+    # The machine
     cuda: bool = True  # use a GPU when there is one
-    threads: int = min(2, torch.get_num_threads())  # CPU threads of PyTorch, until other processes want the cores
-    compile: Literal["auto", "on", "off"] = "auto"  # the update; auto: on a CPU, for 50,000 steps or more
-    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"  # auto: float32; medium: bfloat16 critics
-    action_repeat = 1  # environment steps per action; no flag here
-    returns, fixed = "return of an episode", {"env_id", "buffer_size"}  # shown by the curve; flags that a resume keeps
+    threads: int = min(2, torch.get_num_threads())  # CPU threads; 1 while the cores are contended
+    # compile the update; auto: in runs of 50,000 steps or more
+    compile: Literal["auto", "on", "off"] = "auto"
+    # matrix products; auto: float32; medium: bfloat16 in the critics, on GPUs and AMX in all
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+
+
+# Replay buffer ------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
-    action: torch.Tensor  # (B, A)
+    action: torch.Tensor  # (B, A) in [-1, 1]; make_env() rescales it to the task's own bounds
     reward: torch.Tensor  # (B,)
-    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended; a time limit is 0.0 and still bootstraps
-    next_obs: torch.Tensor  # (B, O) the true last observation where an episode ended, never the next one's first
+    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended; a time limit still bootstraps
+    next_obs: torch.Tensor  # (B, O) the true last observation where an episode ended
+
 
 class ReplayBuffer:
-    """Ring of the newest `capacity` transitions on `device`, one float32 row each, columns in the order of Batch."""
+    """Ring of the newest `capacity` transitions, one float32 row each, columns as in Batch."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim]
-        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # memory is taken as rows fill
+        # On a CPU, the memory of an empty tensor is handed out only as its rows are written.
+        self.rows = torch.empty(capacity, sum(self.widths), device=device)
         self.count = 0  # transitions ever added
 
     def __len__(self) -> int:
@@ -86,87 +129,95 @@ class ReplayBuffer:
     def add(self, obs, action, reward, terminated, next_obs):
         """Store N transitions: arrays (N, O), (N, A), (N,), (N,), (N, O)."""
         columns = (obs, action, reward[:, None], terminated[:, None], next_obs)
-        for row in torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32)):
+        rows = np.concatenate(columns, axis=1, dtype=np.float32)
+        for row in torch.from_numpy(rows):
             self.rows[self.count % len(self.rows)] = row
             self.count += 1
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-        """Places (B,) of transitions, drawn uniformly with replacement."""
-        return torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
+    def sample(self, batch_size: int, random: torch.Generator) -> torch.Tensor:
+        """Row indices (B,), drawn uniformly with replacement; buffer[index] is the batch."""
+        return torch.randint(len(self), (batch_size,), generator=random, device=self.rows.device)
 
     def __getitem__(self, index: torch.Tensor) -> Batch:
-        """The transitions at the places `index` (B,)."""
+        """The transitions in the rows `index` (B,)."""
         obs, action, reward, terminated, next_obs = self.rows[index].split(self.widths, dim=1)
         return Batch(obs, action, reward.squeeze(1), terminated.squeeze(1), next_obs)
 
+
+# Networks -----------------------------------------------------------------------------------------
+
 class Actor(nn.Module):
-    """Policy over actions in (-1, 1)^A: tanh of a Gaussian with state-dependent mean and standard deviation."""
+    """Policy over actions in (-1, 1)^A: tanh of a Gaussian with state-dependent mean and std."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden: int = 256):
         super().__init__()
-        hidden_layers = [nn.Linear(obs_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-        self.layers = nn.Sequential(*hidden_layers, nn.Linear(hidden, 2 * action_dim))
+        self.layers = nn.Sequential(
+            nn.Linear(obs_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 2 * action_dim),
+        )
         for layer in self.layers[::2]:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Actions (B, A) and their log-densities (B,) from standard normal noise (B, A); zero noise: the mean."""
+        """Actions (B, A) and their log-densities (B,), from standard normal noise (B, A).
+
+        The noise is an argument, so that an update is a function of its inputs: compiled or not, it
+        sees the same random numbers. Zero noise gives the deterministic action tanh(mean).
+        """
         mean, log_std = self.layers(obs).chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 2)
         u = mean + log_std.exp() * noise
         log_prob_u = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(u)^2), in the form that neither overflows nor loses its gradient where tanh saturates
+        # The density of tanh(u) is that of u divided by the slope 1 - tanh(u)^2. This form of the
+        # slope's logarithm neither overflows nor loses its gradient where tanh saturates.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
         return u.tanh(), (log_prob_u - log_slope).sum(-1)
 
+
 class Critics(nn.Module):
-    """C independent Q-networks in one: each layer is a single batched product."""
+    """C independent Q-networks as one: weights (C, in, out), so a layer is one batched product."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden: int = 256, count: int = 2):
         super().__init__()
-        widths = [obs_dim + action_dim, hidden, hidden, 1]
-        self.weights = nn.ParameterList([torch.empty(count, *fans) for fans in zip(widths, widths[1:])])
-        self.biases = nn.ParameterList([torch.zeros(count, 1, width) for width in widths[1:]])
-        self.product_dtype = None  # of the hidden layers' products; None: that of the weights, which stay as they are
-        for critic_weight in (w for weight in self.weights for w in weight.data):  # by itself: Xavier is for matrices
-            nn.init.xavier_uniform_(critic_weight)
+        sizes = [(obs_dim + action_dim, hidden), (hidden, hidden), (hidden, 1)]
+        self.weights = nn.ParameterList([torch.empty(count, *size) for size in sizes])
+        self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
+        for weight in self.weights:
+            # xavier_uniform_() expects a matrix: one critic after the other.
+            for one_critic in weight.data:
+                nn.init.xavier_uniform_(one_critic)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Q-values (C, B) of observations (B, O) and actions (B, A)."""
-        x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)
-        for weight, bias in list(zip(self.weights, self.biases))[:-1]:
-            x = (x.to(self.product_dtype) @ weight.to(self.product_dtype) + bias).relu_()
-        return (x * self.weights[-1].mT).sum(-1) + self.biases[-1].squeeze(-1)  # for one output faster than a product
+        x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)  # (C, B, O + A)
+        x = self.linear(x, 0).relu()
+        x = self.linear(x, 1).relu()
+        # The last layer has one output: to multiply and sum is faster than a batched product.
+        return (x * self.weights[2].mT).sum(-1) + self.biases[2].squeeze(-1)
 
-class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980). torch.optim's cannot be part of one compiled graph; this one can."""
+    def linear(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        """(C, B, in) to (C, B, out)."""
+        return x @ self.weights[layer] + self.biases[layer]
 
-    def __init__(self, parameters, lr: float):
-        super().__init__()
-        self.targets, self.lr = list(parameters), lr
-        self.mean, self.square = (nn.ParameterList(map(torch.zeros_like, self.targets)) for _ in range(2))
-        self.requires_grad_(False).register_buffer("steps", torch.zeros(()))
 
-    @torch.no_grad()
-    def minimize(self, loss: torch.Tensor, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
-        """One step down the gradient of `loss` in these parameters alone: no other network gets a gradient."""
-        gradients = torch.autograd.grad(loss, self.targets)
-        self.steps += 1
-        step_size, square_scale = self.lr / (1 - beta1**self.steps), (1 - beta2**self.steps).sqrt()
-        for p, gradient, mean, square in zip(self.targets, gradients, self.mean, self.square):
-            mean.lerp_(gradient, 1 - beta1)
-            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            p.sub_((mean / square.sqrt().div_(square_scale).add_(eps)).mul_(step_size))
+# Soft Actor-Critic --------------------------------------------------------------------------------
 
 class SAC(nn.Module):
-    """The agent: every tensor that learning changes; state_dict() is all of it, optimizers included."""
+    """The agent: every tensor that learning changes. Its state_dict() includes the optimizers."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
-        self.gamma, self.tau, self.target_entropy = args.gamma, args.tau, -float(action_dim)
-        self.actor, self.critics = Actor(obs_dim, action_dim), Critics(obs_dim, action_dim)
-        self.critics.product_dtype = torch.bfloat16 if args.matmul_precision == "medium" else None
+        self.obs_dim = obs_dim
+        self.action_dim = action_dim
+        self.gamma = args.gamma
+        self.tau = args.tau
+        self.target_entropy = -float(action_dim)
+        self.actor = Actor(obs_dim, action_dim)
+        self.critics = Critics(obs_dim, action_dim)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.actor_optimizer = Adam(self.actor.parameters(), args.policy_lr)
@@ -174,277 +225,1137 @@ class SAC(nn.Module):
         self.alpha_optimizer = Adam([self.log_alpha], args.policy_lr)
 
     def update(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One step of all networks, with standard normal noise (2, B, A); returns 0-d tensors to log, on the device."""
+        """One gradient step of every network, from standard normal noise (2, B, A).
+
+        `minimize(loss)` of an Adam, below, moves its own parameters alone: the policy's gradient
+        passes through the critics without changing them. Returns 0-d tensors to log.
+        """
+        metrics = self.update_critics(batch, noise[0])
+        metrics |= self.update_actor_and_alpha(batch, noise[1])
+        self.update_target_critics()
+        return metrics
+
+    def update_critics(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
-            next_action, next_log_prob = self.actor(batch.next_obs, noise[0])
-            next_value = self.target_critics(batch.next_obs, next_action).amin(0) - alpha * next_log_prob
+            next_action, next_log_prob = self.actor(batch.next_obs, noise)
+            next_q = self.target_critics(batch.next_obs, next_action).amin(0)
+            next_value = next_q - alpha * next_log_prob
             target_q = batch.reward + self.gamma * (1 - batch.terminated) * next_value  # (1)
         q = self.critics(batch.obs, batch.action)
         critic_loss = (q - target_q).square().mean()  # (2)
         self.critic_optimizer.minimize(critic_loss)
-        losses = {"qf_loss": critic_loss, "qf1_values": q[0].mean(), "target_q": target_q.mean(), "alpha": alpha}
+        return {
+            "losses/qf_loss": critic_loss.detach(),
+            "losses/qf1_values": q[0].mean().detach(),
+            "losses/target_q": target_q.mean(),
+        }
 
-        action, log_prob = self.actor(batch.obs, noise[1])
-        actor_loss = (alpha * log_prob - self.critics(batch.obs, action).amin(0)).mean()  # (3)
+    def update_actor_and_alpha(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        alpha = self.log_alpha.detach().exp()
+        action, log_prob = self.actor(batch.obs, noise)
+        min_q = self.critics(batch.obs, action).amin(0)
+        actor_loss = (alpha * log_prob - min_q).mean()  # (3)
         self.actor_optimizer.minimize(actor_loss)
+
         entropy = -log_prob.detach().mean()
         alpha_loss = self.log_alpha * (entropy - self.target_entropy)  # (4)
         self.alpha_optimizer.minimize(alpha_loss)
-        losses |= {"actor_loss": actor_loss, "alpha_loss": alpha_loss, "entropy": entropy}
-        with torch.no_grad():
-            for target, source in zip(self.target_critics.parameters(), self.critics.parameters()):
-                target.lerp_(source, self.tau)
-        return {f"losses/{name}": value.detach() for name, value in losses.items()}
+        return {
+            "losses/actor_loss": actor_loss.detach(),
+            "losses/alpha": alpha,
+            "losses/alpha_loss": alpha_loss.detach(),
+            "losses/entropy": entropy,
+        }
+
+    @torch.no_grad()
+    def update_target_critics(self):
+        for target, source in zip(self.target_critics.parameters(), self.critics.parameters()):
+            target.lerp_(source, self.tau)  # (5)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, noise: torch.Tensor) -> np.ndarray:
         """Actions (N, A) in (-1, 1) for observations (N, O) and standard normal noise (N, A)."""
-        return self.actor(torch.as_tensor(obs, dtype=torch.float32, device=noise.device), noise)[0].cpu().numpy()
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=noise.device)
+        action, _ = self.actor(obs, noise)
+        return action.cpu().numpy()
 
-def fail(message: str):
-    """End the program for a mistake of its user: one line, exit code 2."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980), the same steps as torch.optim.Adam.
+
+    Written out because torch.optim's cannot be part of one compiled graph, and so that its moments
+    are part of the agent's state_dict().
+    """
+
+    def __init__(self, parameters, lr: float):
+        super().__init__()
+        self.moved = list(parameters)  # a plain list: these parameters belong to the network
+        self.lr = lr
+        # The moments are parameters only so that state_dict() has them.
+        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
+        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
+        self.requires_grad_(False)
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
+        """One step down the gradient of `loss` in these parameters alone."""
+        gradients = torch.autograd.grad(loss, self.moved)
+        self.steps += 1
+        step_size = self.lr / (1 - beta1**self.steps)
+        square_scale = (1 - beta2**self.steps).sqrt()
+        for p, gradient, mean, square in zip(self.moved, gradients, self.mean, self.square):
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            denominator = square.sqrt().div_(square_scale).add_(eps)
+            p.sub_((mean / denominator).mul_(step_size))
+
+
+# Training and evaluation --------------------------------------------------------------------------
+
+def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
+    """Act, learn, step and store, report, until --total-timesteps. Returns the step reached."""
+    # All of training's randomness but that of the environments comes from this one stream.
+    random = torch.Generator(agent.log_alpha.device).manual_seed(args.seed)
+    buffer = make_buffer(args, agent, checkpoint)
+    step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, random)
+    logger = Logger(args, folder, step)
+    threads = Threads(args.threads)
+    # learn(index, noise) is agent.update(buffer[index], noise), act is agent.act; maybe compiled.
+    learn, act = compile_update(args, agent, buffer)
+    if checkpoint is None:
+        save_checkpoint(folder, agent, buffer, random, step)  # it can be resumed from now on
+    envs, obs, episodes = start_envs(args, step)
+    losses = {}
+    while step < args.total_timesteps:
+        # Act: uniformly at random at first, then as the policy says.
+        if step < args.learning_starts:
+            action = uniform_actions((args.num_envs, agent.action_dim), random)
+        else:
+            action = act(obs, normal_noise((args.num_envs, agent.action_dim), random))
+
+        # Learn, once learning has started: one update per action. It comes before the step, so
+        # that a GPU works on it while the environments step; the buffer ends with the last round.
+        next_step = step + steps_per_round(args)
+        for _ in range(min(args.num_envs, next_step - args.learning_starts)):
+            noise = normal_noise((2, args.batch_size, agent.action_dim), random)
+            index = buffer.sample(args.batch_size, random)
+            losses = learn(index, noise)
+        threads.give_way()  # if other processes want the cores
+
+        # Step, and store what happened. Where an episode ended, the environment has reset itself:
+        # next_obs is the first observation of the next episode, the true last one is in final_obs.
+        next_obs, reward, terminated, truncated, info = envs.step(action)
+        done = terminated | truncated
+        real_next_obs = next_obs.copy()
+        if done.any():
+            real_next_obs[done] = np.stack(info["final_obs"][done])
+        buffer.add(obs, action, reward, terminated, real_next_obs)
+        obs = next_obs
+        step = next_step
+
+        # Report: finished episodes, losses, evaluations, checkpoints.
+        logger.log(episodes.add(reward, done), step)
+        if due(args, args.log_frequency, step) or due(args, args.checkpoint_frequency, step):
+            stop_unless_finite(losses | agent.state_dict(), step, folder)
+            logger.log_losses(losses, step)
+        if due(args, args.eval_frequency, step):
+            returns, success = evaluate(agent, args, step, video=video_path(args, folder, step))
+            logger.log_evaluation(returns, success, step)
+            save_if_best(folder, agent, step, returns.mean())
+        if due(args, args.checkpoint_frequency, step):
+            save_checkpoint(folder, agent, buffer, random, step)
+            # Environments cannot be saved: every run, resumed or not, makes them anew here. The
+            # episode that this cuts off was not terminated, so its last step still bootstraps.
+            envs.close()
+            envs, obs, episodes = start_envs(args, step)
+            threads.reset()
+    envs.close()
+    logger.close()
+    return step
+
+
+def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, stream=1):
+    """Returns and successes (E,) of E = --eval-episodes episodes, in environments of their own.
+
+    A success is 1, a failure 0, and nan where the environment does not say. The environments' seeds
+    come from `step` and `stream`: 0 is the stream of training, 1 that of its evaluations.
+    """
+    makers = [lambda: make_env(args) for _ in range(args.eval_episodes)]
+    makers[0] = lambda: make_env(args, video)
+    envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
+    random = torch.Generator(agent.log_alpha.device).manual_seed(args.seed)
+    noise = torch.zeros(envs.action_space.shape, device=random.device)
+    returns = np.zeros(args.eval_episodes)
+    success = np.full(args.eval_episodes, np.nan)
+    running = np.ones(args.eval_episodes, dtype=bool)
+    for _ in range(10_000):
+        if stochastic:
+            noise = normal_noise(noise.shape, random)
+        obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
+        returns += reward * running
+        ended = running & (terminated | truncated)
+        success[ended] = reported_success(info, ended)
+        running &= ~ended
+        if not running.any():
+            break
+    envs.close()
+    if video:
+        check_video(video)
+    return returns, success
+
+
+def main():
+    args, changed = parse_args()
+    check_flags(args)
+    checkpoint = load_checkpoint(args) if args.resume or args.evaluate else None
+    # What cannot be made or filmed fails now, not hours later.
+    env = make_env(args, Path("unused") if args.capture_video else None)
+    args.env_id = full_name(args, env)
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    check_memory(args, env, device)
+    prepare_machine(args, device)
+    torch.manual_seed(args.seed)
+    agent = make_agent(args, env, device, checkpoint)
+    env.close()
+    if args.evaluate:
+        print_evaluation(agent, args, checkpoint["step"])
+        return
+
+    check_wandb(args)
+    check_episodes(args, env)
+    choose_compilation(args, device)
+    folder = args.resume or Path("runs", folder_name(args))
+    with resumable(folder):
+        open_folder(args, folder, checkpoint, changed)
+        step = train(args, agent, folder, checkpoint)
+        write_atomically({"agent": agent.state_dict(), "step": step}, folder / "model.pt")
+        plot_learning_curve(folder)
+        print_end(folder)
+
+
+# ================================================================================================
+# Plumbing. Nothing below is needed to understand SAC.
+# ================================================================================================
+
+# Environments -------------------------------------------------------------------------------------
+
+FIXED_FLAGS = ["env_id", "buffer_size"]  # a resumed run must keep them
+RETURN_LABEL = "return of an episode"
+
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
-    """One environment with flat observations (O,) and actions (A,) in [-1, 1]; first episode to mp4 at path `video`."""
-    warnings.filterwarnings("ignore", message=".*(is out of date|Overwriting|script_method)")  # v4 is meant
+    """One environment with flat observations (O,) and actions (A,) in [-1, 1].
+
+    With `video`, its first episode is recorded to that path. Ends the program with one line where
+    there is no such environment or its actions are not a bounded Box.
+    """
+    # Set before MuJoCo and pygame look at them: recording works without a screen.
+    if args.capture_video:
+        os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    expected = "is out of date|latest versioned|Overwriting|script_method|save last video"
+    warnings.filterwarnings("ignore", message=f".*({expected})")
     try:
-        env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {}))
+        render = {"render_mode": "rgb_array"} if video else {}
+        env = gym.make(args.env_id, disable_env_checker=True, **render)
         if video:
-            env.reset()
-            env.render()
-            once = dict(episode_trigger=lambda episode: episode == 0, name_prefix=video.name, disable_logger=True)
-            env = gym.wrappers.RecordVideo(env, str(video.parent), **once)
-    except Exception as error:  # third parties raise what they like; Gymnasium's own errors suggest the right name
-        lacks = "dm_control" in args.env_id and re.search("o module named|Namespace", str(error))
-        error = f"{error} (pip install shimmy dm-control)" if lacks else error
-        fail(f"--env-id {args.env_id}{' --capture-video' if video else ''}: {error}")
+            env = record_first_episode(env, video)
+    except Exception as error:  # environments raise what they like
+        flags = f"--env-id {args.env_id}" + " --capture-video" * bool(video)
+        fail(f"{flags}: {in_one_line(error)}{hint(args, error)}")
     box = env.action_space
-    if not (isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and np.isfinite(box.high - box.low).all()):
-        fail(f"--env-id {args.env_id}: SAC needs continuous actions (a float Box) with finite bounds, not {box}")
-    low, high = box.low, box.high  # the clip takes away what rounding adds at the bounds
-    rescale = lambda a: np.clip(low + (a.reshape(box.shape) + 1) / 2 * (high - low), low, high).astype(box.dtype)
-    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32))
-    return gym.wrappers.FlattenObservation(env)  # flat ones too: it copies, and some environments reuse their arrays
+    if not is_bounded_float_box(box):
+        wanted = "SAC needs continuous actions (a float Box) with finite bounds"
+        fail(f"--env-id {args.env_id}: {wanted}, not {box}")
+    env = rescale_actions(env)
+    # Flattening copies, which flat observations need as well: some environments reuse their arrays.
+    env = gym.wrappers.FlattenObservation(env)
+    for space in (env.observation_space, env.action_space):
+        if not isinstance(space, gym.spaces.Box) or space.shape == (0,):
+            fail(f"--env-id {args.env_id}: SAC needs vectors of one number or more, not {space}")
+    return env
 
-def make_vector_env(makers: list, seed: tuple[int, ...]) -> tuple[gym.vector.VectorEnv, np.ndarray]:
-    """Environments stepped together and their first observations (N, O), each with its own seed drawn from `seed`."""
-    # Gymnasium's default autoreset spends a step on the reset, with the action ignored: a transition that never was
-    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    return envs, envs.reset(seed=np.random.SeedSequence(seed).generate_state(len(makers)).tolist())[0]
 
-def evaluate(agent: SAC, args: Args, step: int, stochastic: bool = False, video: Path | None = None) -> np.ndarray:
-    """Returns (E,) of one episode in each of E = --eval-episodes new environments; touches nothing that trains."""
-    makers = [lambda: make_env(args, video)] + [lambda: make_env(args)] * (args.eval_episodes - 1)
-    envs, obs = make_vector_env(makers, (args.seed, step, 1))
-    generator = torch.Generator(agent.log_alpha.device).manual_seed(args.seed)
-    returns, running, steps = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool), 0
-    while running.any() and steps < 10_000:
-        noise = torch.randn(envs.action_space.shape, generator=generator, device=generator.device) * stochastic
-        obs, reward, terminated, truncated, _ = envs.step(agent.act(obs, noise))
-        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
-    envs.close()
-    return returns
+def full_name(args: Args, env: gym.Env) -> str:
+    """--env-id with its version: Gymnasium takes the newest where none is given."""
+    module, colon, name = args.env_id.rpartition(":")
+    if name != env.spec.id:
+        print(f"--env-id {args.env_id}: {env.spec.id} is the newest version")
+    return module + colon + env.spec.id
 
-def save(state: dict, path: Path):
-    """Write to a temporary name, flush to disk, then rename: at every instant one whole file stands at `path`."""
-    temporary = path.with_suffix(".tmp")
+
+def record_first_episode(env: gym.Env, video: Path) -> gym.Env:
+    env.reset()
+    env.render()  # fails here where it cannot
+    return gym.wrappers.RecordVideo(
+        env,
+        str(video.parent),
+        name_prefix=video.name,
+        episode_trigger=lambda episode: episode == 0,
+        disable_logger=True,
+    )
+
+
+def hint(args: Args, error: Exception) -> str:
+    """What would mend an error of Gymnasium that does not say so itself."""
+    if "dm_control" in args.env_id and re.search("o module named|Namespace", str(error)):
+        return " (pip install shimmy dm-control)"
+    if re.search(r"-v[0-3]$", args.env_id) and "mujoco" in str(error):
+        return f" Use {args.env_id[:-1]}4 or {args.env_id[:-1]}5."
+    return ""
+
+
+def is_bounded_float_box(space: gym.Space) -> bool:
+    if not isinstance(space, gym.spaces.Box) or space.dtype.kind != "f":
+        return False
+    return bool(np.isfinite(space.high - space.low).all())
+
+
+def rescale_actions(env: gym.Env) -> gym.Env:
+    """Actions (A,) in [-1, 1] in place of a Box of any shape and bounds."""
+    box = env.action_space
+    low, high = box.low, box.high
+
+    def to_bounds(action: np.ndarray) -> np.ndarray:
+        scaled = low + (action.reshape(box.shape) + 1) / 2 * (high - low)
+        return np.clip(scaled, low, high).astype(box.dtype)  # rounding may overstep the bounds
+
+    unit_box = gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32)
+    return gym.wrappers.TransformAction(env, to_bounds, unit_box)
+
+
+def make_vector_env(
+    makers: list[Callable], seed: tuple[int, ...]
+) -> tuple[gym.vector.VectorEnv, np.ndarray]:
+    """Environments stepped together and their first observations (N, O), each with its own seed."""
+    # Gymnasium's default autoreset spends a step on the reset and ignores that step's action: a
+    # transition that never was. SAME_STEP does not.
+    same_step = gym.vector.AutoresetMode.SAME_STEP
+    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=same_step)
+    seeds = np.random.SeedSequence(seed).generate_state(len(makers)).tolist()
+    obs, _ = envs.reset(seed=seeds)
+    return envs, obs
+
+
+def start_envs(args: Args, step: int) -> tuple[gym.vector.VectorEnv, np.ndarray, "Episodes"]:
+    """The environments from `step` to the next checkpoint, and their first observations."""
+    makers = [lambda: make_env(args) for _ in range(args.num_envs)]
+    envs, obs = make_vector_env(makers, seed=(args.seed, step, 0))
+    steps_per_action = steps_per_round(args) // args.num_envs  # 1 but where actions are repeated
+    return envs, obs, Episodes(args.num_envs, steps_per_action)
+
+
+def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
+    """1, 0, or nan where the environment does not say, of each episode that `ended` (E,)."""
+    final = info.get("final_info", {})
+    if "is_success" not in final:
+        return np.full(ended.sum(), np.nan)
+    return np.where(final["_is_success"], final["is_success"].astype(float), np.nan)[ended]
+
+
+def steps_per_round(args: Args) -> int:
+    """Environment steps in one round of the training loop."""
+    return args.num_envs
+
+
+def uniform_actions(shape: tuple[int, ...], random: torch.Generator) -> np.ndarray:
+    """Actions drawn uniformly from [-1, 1]."""
+    share = torch.rand(shape, generator=random, device=random.device)
+    return (share * 2 - 1).cpu().numpy()
+
+
+def normal_noise(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=random, device=random.device)
+
+
+class Episodes:
+    """Running returns and lengths of the episodes of N environments."""
+
+    def __init__(self, n_envs: int, steps_per_action: int):
+        self.steps_per_action = steps_per_action
+        self.returns = np.zeros(n_envs)
+        self.lengths = np.zeros(n_envs)
+
+    def add(self, reward: np.ndarray, done: np.ndarray) -> dict[str, float]:
+        """Count one round; the means over the episodes that ended in it, if any did."""
+        self.returns += reward
+        self.lengths += self.steps_per_action
+        if not done.any():
+            return {}
+        means = {
+            "charts/episodic_return": self.returns[done].mean(),
+            "charts/episodic_length": self.lengths[done].mean(),
+        }
+        self.returns[done] = 0
+        self.lengths[done] = 0
+        return means
+
+
+# Run folders and checkpoints ----------------------------------------------------------------------
+
+def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list[str]):
+    """Make the folder of a new run. The flags, also those of a resumed run, go to args.json."""
+    if not args.resume:
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            fail(f"the run folder {folder} cannot be made: {error}")
+        shutil.copy(__file__, folder)
+    if changed or not args.resume:
+        write_args(args, folder)
+    if args.resume:
+        print_resume(args, checkpoint, changed)
+    print(f"results: {folder} (watch: tensorboard --logdir runs)", flush=True)
+
+
+def folder_name(args: Args) -> str:
+    """{env_id}__{exp_name}__{seed}__{milliseconds}, characters unsafe in paths replaced."""
+    milliseconds = time.time_ns() // 10**6
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{milliseconds}"
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def write_args(args: Args, folder: Path):
+    saved = asdict(args) | {"resume": None, "evaluate": None}
+    temporary = folder / "args.tmp"
     try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file), file.flush(), os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save wraps what ended it, a disk or Ctrl-C, in a RuntimeError
-        said = f"error: {path} was not written, the one before it stays: {error.__context__ or error}".splitlines()[0]
-        sys.exit(error.__context__.code if isinstance(error.__context__, SystemExit) else said)
+        temporary.write_text(json.dumps(saved, indent=2))
+        os.replace(temporary, folder / "args.json")
     finally:
         temporary.unlink(missing_ok=True)
 
-def read_records(folder: Path) -> dict[str, np.ndarray]:
-    """Scalars of a run by key, from its TensorBoard files, resumes accounted for: arrays of steps and values (2, n)."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {key: np.array([(e.step, e.value) for e in events.Scalars(key)]).T for key in events.Tags()["scalars"]}
 
-def main():
-    args, state = tyro.cli(Args), {"step": 0, "best": math.nan}
-    if folder := args.resume or args.evaluate:
-        mode = "--resume" if args.resume else "--evaluate"
+def make_buffer(args: Args, agent: SAC, checkpoint: dict | None) -> ReplayBuffer:
+    """A buffer with no more rows than the run can fill."""
+    done = checkpoint["step"] if checkpoint else 0
+    capacity = min(args.buffer_size, max(args.total_timesteps, done) + args.num_envs)
+    return ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.log_alpha.device)
+
+
+def make_agent(args: Args, env: gym.Env, device: torch.device, checkpoint: dict | None) -> SAC:
+    """A new agent for the environment, or the one in the checkpoint."""
+    agent = SAC(env.observation_space.shape[0], env.action_space.shape[0], args).to(device)
+    if args.matmul_precision == "medium":
+        multiply_in_bfloat16(agent.critics)
+        multiply_in_bfloat16(agent.target_critics)
+    if checkpoint:
+        if fault := fault_of(checkpoint, args) or load_agent(checkpoint, agent):
+            refuse(args, fault)
+        if args.resume:
+            if fault := fault_of_replay(checkpoint, agent, args):
+                refuse(args, fault)
+    return agent
+
+
+def save_checkpoint(
+    folder: Path, agent: SAC, buffer: ReplayBuffer, random: torch.Generator, step: int
+):
+    filled = buffer.rows[: len(buffer)]
+    stop_unless_finite({"replay": filled.sum()}, step, folder)
+    state = {
+        "agent": agent.state_dict(),
+        # By way of numpy: torch.save of a slice would write the rows that are still empty too.
+        "rows": torch.from_numpy(filled.cpu().numpy()),
+        "count": buffer.count,
+        "random": random.get_state(),
+        "step": step,
+        "versions": versions(),
+    }
+    write_atomically(state, folder / "checkpoint.pt")
+
+
+def restore_replay(checkpoint: dict, buffer: ReplayBuffer, random: torch.Generator) -> int:
+    """Fill the replay buffer and set the random stream; the step at which to go on."""
+    # make_agent() has loaded the agent.
+    buffer.rows[: len(checkpoint["rows"])] = checkpoint["rows"]
+    buffer.count = checkpoint["count"]
+    if len(checkpoint["random"]) == len(random.get_state()):  # not so on another kind of device
+        random.set_state(checkpoint["random"])
+    step = checkpoint["step"]
+    checkpoint.clear()  # its tensors are mapped from a file that the next checkpoint replaces
+    return step
+
+
+def save_if_best(folder: Path, agent: SAC, step: int, mean_return: float):
+    """Keep the agent with the highest evaluation so far in best.pt."""
+    stop_unless_finite(agent.state_dict(), step, folder)
+    path = folder / "best.pt"
+    best = -math.inf
+    if path.exists():
         try:
-            saved = json.loads((folder / "args.json").read_text())
-            args = tyro.cli(Args, default=Args(**saved))  # flags given anew win
-            state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # a damaged file shows itself as almost anything
-            fail(f"{mode} {folder} is missing or damaged, name another or start anew: {error}".splitlines()[0])
-        changed = {key for key in saved if saved[key] != getattr(args, key)} - {"resume", "evaluate"}
-        for key in changed & args.fixed:
-            fail(f"{mode} {folder}: --{key.replace('_', '-')} {saved[key]} must stay")
+            best = float(read_archive(path)["return"])
+        except Exception:  # a damaged file can raise almost anything; it is replaced
+            pass
+    if mean_return > best or math.isnan(best):
+        state = {"agent": agent.state_dict(), "step": step, "return": float(mean_return)}
+        write_atomically(state, path)
 
-    os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # renders without a screen
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env = make_env(args, Path("probe") if args.capture_video else None)
-    cpu, gpu, mujoco = torch.cpu.get_capabilities(), torch.cuda.is_available(), sys.modules.get("mujoco")  # if used
-    versions = f"{sys.version} {' '.join(m.__version__ for m in (torch, np, gym, mujoco) if m)} {cpu['cpu_name']} {gpu}"
-    another = versions != state.setdefault("versions", versions)
-    if args.resume and (changed or another):
-        print("warning: not bit for bit the run begun, changed:", *sorted(changed) or ["versions"], file=sys.stderr)
-    device = torch.device("cuda" if args.cuda and gpu else "cpu")
-    obs_dim, action_dim, n_envs = env.observation_space.shape[0], env.action_space.shape[0], args.num_envs
-    stride = n_envs * args.action_repeat  # environment steps per round of the loop
-    gigabytes = min(args.buffer_size, args.total_timesteps) * (2 * obs_dim + action_dim + 2) * 4e-9
-    free = 1e-9 * (psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0])
-    track, online = args.track and not args.evaluate, os.environ.get("WANDB_MODE", "online") == "online"
-    wandb = importlib.import_module("wandb") if track and importlib.util.find_spec("wandb") else None
-    counts = "total_timesteps learning_starts buffer_size num_envs batch_size eval_episodes log_frequency threads"
-    limits = dict.fromkeys(counts.split(), (1, math.inf)) | dict.fromkeys(["tau", "policy_lr", "q_lr"], (1e-9, 1))
-    limits |= dict(gamma=(0, 1), seed=(0, 2**63 - 1), checkpoint_frequency=(1, math.inf), eval_frequency=(0, math.inf))
-    limits["learning_starts"] = (1, args.total_timesteps - 1)
-    limits["num_envs"] = (1, min(args.learning_starts, args.buffer_size))  # the first update needs transitions
-    for holds, message in [
-        *((a <= vars(args)[k] <= b, f"--{k.replace('_', '-')} must lie in [{a}, {b}]") for k, (a, b) in limits.items()),
-        (not (args.resume and args.evaluate), "--resume or --evaluate, one at a time: leave one out"),
-        (args.batch_size <= args.buffer_size, "--batch-size must not exceed --buffer-size: lower it or raise that"),
-        (args.evaluate or gigabytes <= free, f"--buffer-size takes {gigabytes:.1f} GB, {free:.1f} are free: lower it"),
-        (not track or wandb, "--track needs wandb: pip install wandb"),
-        (not (wandb and online) or wandb.login(prompt=False), "--track needs `wandb login`, or WANDB_MODE=offline"),
-    ]:
-        if not holds:
-            fail(message)
 
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):  # page faults can be half of an eager update:
-        ctypes.CDLL(None).mallopt(-1, 2**30), ctypes.CDLL(None).mallopt(-3, 2**25)  # keep freed memory (trim, mmap)
-    # "medium" is oneDNN on a CPU, twice as fast as MKL at these sizes and as exact, but with AMX it rounds to bfloat16
-    auto = "medium" if device.type == "cpu" and cpu["architecture"] == "x86_64" and not cpu["amx_tile"] else "highest"
-    torch.set_float32_matmul_precision(auto if args.matmul_precision == "auto" else args.matmul_precision)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    agent = SAC(obs_dim, action_dim, args).to(device)
-    agent.load_state_dict(state.get("agent", agent.state_dict()))
-    step, best, last, losses = state["step"], state["best"], math.nan, {}
-    if args.evaluate:
-        for name in ("deterministic", "stochastic"):
-            video = args.evaluate / "videos" / f"step-{step}-{name}" if args.capture_video else None
-            returns = evaluate(agent, args, step, name == "stochastic", video)
-            print(f"{name} policy: return {returns.mean():.2f} +- {returns.std():.2f} over {len(returns)} episodes")
-        return
-    print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, up to {gigabytes:.2f} GB of replay, {device}")
-    compiled = args.compile == "on" or args.compile == "auto" and device.type == "cpu" and args.total_timesteps >= 50000
-    if compiled:
-        print("compiling the update, for up to a minute", flush=True)
-        try:
-            torch.compile(lambda x: x + 1)(torch.ones(64, device=device))
-        except Exception:  # no compiler, no Python headers, no Triton: each has its own way to say so
-            compiled = False
-            print("no C++ compiler that works: the update runs uncompiled, which is slower", flush=True)
-    args.compile = "on" if compiled else "off"  # resumed, a run goes on as it began, whatever its new length
-    buffer = ReplayBuffer(min(args.buffer_size, max(args.total_timesteps, step) + n_envs), obs_dim, action_dim, device)
-    random = torch.Generator(device).manual_seed(args.seed)  # of everything random but the environments
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns() // 10**6}"
-    folder = args.resume or Path("runs", re.sub(r"[^\w.-]+", "-", name))
+def write_atomically(state: dict, path: Path):
+    """Write to a temporary name, flush to disk, then rename: `path` is one whole file always."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save wraps what ended it, a full disk or Ctrl-C, in one RuntimeError or more.
+        cause = error
+        while cause.__context__:
+            cause = cause.__context__
+        if isinstance(cause, (KeyboardInterrupt, SystemExit)):
+            raise cause from None
+        before = ", the one before it stays" * path.exists()
+        reason = str(cause).splitlines()[0]
+        raise OSError(f"{path} was not written{before}: {reason}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(args: Args) -> dict:
+    """What --resume or --evaluate names; ends the program with one line if it cannot be read."""
+    path = args.resume or args.evaluate
+    if path.is_dir():
+        no_checkpoint = args.evaluate and not (path / "checkpoint.pt").exists()
+        path = path / ("model.pt" if no_checkpoint else "checkpoint.pt")
+    try:
+        return read_archive(path)
+    except Exception as error:  # a damaged file can raise almost anything
+        refuse(args, f"{path.name} is missing or damaged: {error}")
+
+
+def read_archive(path: Path) -> dict:
+    """What torch.save wrote. Reads all of it once, because torch.load does not check checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"bad checksum of {damaged}")
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict):
+        raise ValueError("it is no checkpoint of this program")
+    return content
+
+
+def fault_of(checkpoint: dict, args: Args) -> str | None:
+    """What is missing, if anything is."""
+    parts = {"agent": dict, "step": int}
     if args.resume:
-        buffer.rows[: len(state["rows"])], buffer.count = state["rows"], step // args.action_repeat
-        if len(state["random"]) == len(random.get_state()):  # not so on another kind of device
-            random.set_state(state["random"])
-    else:
-        folder.mkdir(parents=True)
-        shutil.copy(__file__, folder)
-    if not args.resume or changed:
-        (folder / "args.json").write_text(json.dumps(vars(args) | {"resume": None, "evaluate": None}, indent=2))
-    if wandb:
-        tracked = max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
-        names = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=folder.name, id=folder.name)
-        run = wandb.init(**names, resume="allow", dir=folder.resolve(), config=vars(args))
-        run.save(folder / Path(__file__).name, base_path=folder, policy="now")
-    writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
-    learn, act = lambda index, noise: agent.update(buffer[index], noise), agent.act
-    if compiled:
-        torch._dynamo.reset()  # with guards skipped, the graph of another run in this process would pass for ours
-        torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
-        torch._dynamo.mark_static_address(buffer.rows)  # CUDA graphs read it where it lies
-        options = {"triton.cudagraphs" if device.type == "cuda" else "cpp_wrapper": True}  # what it costs to call them
-        options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # nothing it would look at changes here
-        learn, act = (torch.compile(f, fullgraph=True, dynamic=False, options=options) for f in (learn, act))
-    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-    timer, envs, seen = (step, time.time()), None, np.full(3, -math.inf)
-    resume = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-    signal.signal(signal.SIGINT, lambda *_: (bar.close(), sys.exit(f"stopped, to continue: {resume}")))
+        parts |= {"rows": torch.Tensor, "count": int, "random": torch.Tensor, "versions": dict}
+    for name, kind in parts.items():
+        if not isinstance(checkpoint.get(name), kind):
+            return f"{name!r} is missing or not of type {kind.__name__}"
+    if checkpoint["step"] < 0:
+        return f"'step' is {checkpoint['step']}"
+    return None
 
-    def due(frequency: int) -> bool:
-        return frequency > 0 and (step // frequency > (step - stride) // frequency or step >= args.total_timesteps)
 
-    def record(scalars: dict):
+def load_agent(checkpoint: dict, agent: SAC) -> str | None:
+    """Load networks, temperature and optimizers; what is wrong with them, if anything is."""
+    try:
+        agent.load_state_dict(checkpoint["agent"])
+    except Exception as error:  # names, shapes or types of another agent
+        return f"'agent' is not that of these flags: {error}"
+    for name, value in agent.state_dict().items():
+        if not value.isfinite().all():
+            return f"{name} of 'agent' is not finite"
+    return None
+
+
+def fault_of_replay(checkpoint: dict, agent: SAC, args: Args) -> str | None:
+    rows, random = checkpoint["rows"], checkpoint["random"]
+    capacity, width = make_buffer(args, agent, checkpoint).rows.shape
+    shape = (min(checkpoint["count"], args.buffer_size), width)
+    if rows.shape != shape or rows.dtype != torch.float32 or len(rows) > capacity:
+        return f"'rows' is {rows.dtype} of shape {[*rows.shape]}, not torch.float32 of {[*shape]}"
+    if random.dtype != torch.uint8 or random.dim() != 1:
+        return "'random' is no state of a random stream"
+    try:
+        if len(random) != 16:  # that of a GPU
+            torch.Generator().set_state(random)
+    except RuntimeError as error:
+        return f"'random' is no state of a random stream: {error}"
+    return None
+
+
+def refuse(args: Args, fault: str):
+    flag = "--resume" if args.resume else "--evaluate"
+    fail(f"{flag} {args.resume or args.evaluate}: {fault}")
+
+
+def versions() -> dict[str, str | bool]:
+    """What must be the same for a resumed run to compute the same bits."""
+    used = [name for name in ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules]
+    return {
+        "python": platform.python_version(),
+        **{name: str(sys.modules[name].__version__) for name in used},
+        "processor": torch.cpu.get_capabilities()["cpu_name"],
+        "gpu": torch.cuda.is_available() and torch.cuda.get_device_name(),
+    }
+
+
+# Logs and progress --------------------------------------------------------------------------------
+
+class Logger:
+    """Scalars to TensorBoard and Weights & Biases; progress as a bar, or as lines in a file."""
+
+    def __init__(self, args: Args, folder: Path, step: int):
+        self.args = args
+        self.folder = folder
+        # Weights & Biases keeps what it has: after a resume only later steps are new to it.
+        self.last_tracked = last_logged_step(folder) if args.track else -1
+        self.wandb_run = start_wandb(args, folder) if args.track else None
+        self.writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
+        threading.excepthook = report_no_disk_error
+        self.bar = tqdm(
+            total=args.total_timesteps,
+            initial=step,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]",
+            disable=None,
+            dynamic_ncols=True,
+        )
+        self.last_timing = (step, time.perf_counter())
+        self.news = {}  # what the bar shows: the last training return, the last evaluation
+
+    def log(self, scalars: dict[str, float], step: int):
+        self.bar.update(step - self.bar.n)
+        if not scalars:
+            return
         for key, value in scalars.items():
-            writer.add_scalar(key, value, step)
-        writer.flush()  # first, so that TensorBoard's last step, read at a resume, is never before wandb's
-        if wandb and step > tracked:
-            run.log(scalars, step=step)
+            self.writer.add_scalar(key, value, step)
+        # Before Weights & Biases: its last step must never be later than TensorBoard's, which a
+        # resume reads.
+        self.writer.flush()
+        if self.wandb_run and step > self.last_tracked:
+            self.wandb_run.log(scalars | {"global_step": step}, step=step)
+        for key, name in (("charts/episodic_return", "return"), ("eval/episodic_return", "eval")):
+            if key in scalars:
+                self.news[name] = f"{name} {scalars[key]:.1f}"
 
-    # how many threads compute changes no bits, but graphs are compiled for one number of them
-    use = lambda threads: (torch.set_num_threads(threads), torch._dynamo.reset())
-    while True:
-        if envs is None or due(args.checkpoint_frequency):
-            if envs is not None or not args.resume:
-                rows = torch.from_numpy(buffer.rows[: len(buffer)].cpu().numpy())  # the filled rows alone, no copy
-                state |= dict(agent=agent.state_dict(), rows=rows, random=random.get_state(), step=step, best=best)
-                save(state, folder / "checkpoint.pt")
-            if step >= args.total_timesteps:
-                break
-            # environments cannot be saved: every run, resumed or not, makes them anew at its checkpoints
-            envs, obs = make_vector_env([lambda: make_env(args)] * n_envs, (args.seed, step, 0))
-            returns, lengths = np.zeros((2, n_envs))
-            if torch.get_num_threads() != args.threads:
-                use(args.threads)
-        if step < args.learning_starts:
-            action = (torch.rand((n_envs, action_dim), generator=random, device=device) * 2 - 1).cpu().numpy()
+    def log_losses(self, losses: dict[str, torch.Tensor], step: int):
+        """Metrics of the last update, and the speed since they were logged before."""
+        last_step, last_time = self.last_timing
+        self.last_timing = (step, time.perf_counter())
+        speed = (step - last_step) / (self.last_timing[1] - last_time)
+        scalars = {name: value.item() for name, value in losses.items()}
+        self.log(scalars | {"charts/SPS": speed}, step)
+        self.show_progress(speed, step)
+
+    def show_progress(self, speed: float, step: int):
+        total = self.args.total_timesteps
+        if step <= self.args.learning_starts:  # random steps are faster: no estimate from them
+            status = [f"random actions until step {self.args.learning_starts:,}"]
         else:
-            action = act(obs, torch.randn((n_envs, action_dim), generator=random, device=device))
-        for _ in range(min(n_envs, step + stride - args.learning_starts)):  # as many updates as actions
-            noise = torch.randn((2, args.batch_size, action_dim), generator=random, device=device)
-            losses |= learn(buffer.sample(args.batch_size, random), noise)  # a GPU does it while the environments step
-        if torch.get_num_threads() > 1 and time.time() > seen[0] + 2:  # 100 times slower than one if others work
-            now = np.array([time.time(), time.process_time(), psutil.Process().num_ctx_switches().involuntary])
-            (seconds, computed, displaced), seen = now - seen, now
-            if seconds < 5 and computed < 0.75 * args.threads * seconds and displaced > 50 * seconds:
-                bar.write("other processes want the cores: one thread until the next checkpoint")
-                use(1)
-        next_obs, reward, terminated, truncated, infos = envs.step(action)
-        done, true_next_obs = terminated | truncated, next_obs.copy()
-        step, returns, lengths = step + stride, returns + reward, lengths + args.action_repeat
-        if done.any():
-            true_next_obs[done] = np.stack(infos["final_obs"][done])
-            last, best = returns[done].mean(), np.fmax(best, returns[done].mean()).item()
-            record({"charts/episodic_return": last, "charts/episodic_length": lengths[done].mean()})
-            returns[done] = lengths[done] = 0
-        buffer.add(obs, action, reward, terminated, true_next_obs)
-        obs = next_obs
-        bar.update(stride)
-        if due(args.log_frequency) or due(args.checkpoint_frequency):
-            replay = {"replay": buffer.rows[: len(buffer)].sum()} if due(args.checkpoint_frequency) else {}
-            for name, value in (losses | agent.state_dict() | replay).items():
-                if not value.isfinite().all():
-                    sys.exit(f"error: {name} is not finite at step {step}; the last good checkpoint stays in {folder}")
-            speed, timer = (step - timer[0]) / (time.time() - timer[1]), (step, time.time())
-            record({name: value.item() for name, value in losses.items()} | {"charts/SPS": speed})
-            bar.set_postfix_str(news := f"return {last:.1f}, best {best:.1f}")
-            if bar.disable:
-                minutes = (args.total_timesteps - step) / speed / 60
-                print(f"step {step}, {speed:.0f} steps/s, {minutes:.0f} minutes left, {news}", flush=True)
-        if due(args.eval_frequency):
-            video = folder / "videos" / f"step-{step}" if args.capture_video else None
-            result = evaluate(agent, args, step, video=video)
-            record({"eval/episodic_return": result.mean(), "eval/episodic_return_std": result.std()})
-            if wandb and video and step > tracked:
-                run.log({"eval/video": wandb.Video(f"{video}-episode-0.mp4", format="mp4")}, step=step)
-            bar.write(f"step {step}: evaluation {result.mean():.1f} +- {result.std():.1f}")
-    bar.close()
-    save({"agent": agent.state_dict()}, folder / "model.pt")
-    axes, records = Figure(figsize=(8, 5), layout="constrained").subplots(), read_records(folder)
+            left = time_left((total - step) / speed)
+            status = [f"{speed:.0f} steps/s", f"{left} left"]
+        status += self.news.values()
+        self.bar.set_postfix_str("  ".join(status))
+        if self.bar.disable:
+            print(f"step {step:,}/{total:,}", *status, sep="  ", flush=True)
+
+    def log_evaluation(self, returns: np.ndarray, success: np.ndarray, step: int):
+        mean = returns.mean()
+        std = returns.std()
+        self.log({"eval/episodic_return": mean, "eval/episodic_return_std": std}, step)
+        if not np.isnan(success).all():
+            self.log({"eval/success_rate": np.nanmean(success)}, step)
+        result = f"evaluation return {mean:.1f} +- {std:.1f} ({len(returns)} episodes)"
+        self.bar.write(f"step {step:,}: {result}{in_words(success)}")
+        video = video_path(self.args, self.folder, step)
+        if self.wandb_run and video and step > self.last_tracked:
+            import wandb
+
+            film = wandb.Video(f"{video}-episode-0.mp4", format="mp4")
+            self.wandb_run.log({"eval/video": film}, step=step)
+
+    def close(self):
+        self.bar.close()
+        self.writer.close()
+
+
+def report_no_disk_error(failure):
+    """TensorBoard's thread prints a traceback for a full disk; log() raises the same error."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
+def time_left(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def start_wandb(args: Args, folder: Path):
+    import wandb
+
+    try:
+        run = wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            name=folder.name,
+            id=folder.name,
+            resume="allow",
+            dir=folder.resolve(),
+            config=asdict(args),
+        )
+    except Exception as error:  # the network, an unknown team, no rights to the project
+        raise OSError(f"Weights & Biases: {error}") from None
+    run.save(folder / Path(__file__).name, base_path=folder, policy="now")
+    return run
+
+
+def read_records(folder: Path) -> dict[str, np.ndarray]:
+    """Scalars of a run by key, from its TensorBoard files: arrays (2, n) of steps and values."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run is no warning
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    records = {}
+    for key in events.Tags()["scalars"]:
+        points = [(event.step, event.value) for event in events.Scalars(key)]
+        records[key] = np.array(points).T
+    return records
+
+
+def last_logged_step(folder: Path) -> float:
+    return max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
+
+
+def video_path(args: Args, folder: Path, step: int, name: str = "") -> Path | None:
+    if not args.capture_video:
+        return None
+    (folder / "videos").mkdir(exist_ok=True)
+    return folder / "videos" / f"step-{step}{name}"
+
+
+def check_video(video: Path):
+    """ffmpeg is silent where the disk is full: a film without its index cannot be played."""
+    path = Path(f"{video}-episode-0.mp4")
+    if b"moov" not in path.read_bytes():
+        raise OSError(f"{path} could not be written")
+
+
+def plot_learning_curve(folder: Path):
+    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
+    records = read_records(folder)
     for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
         axes.plot(*records[key], ".-", label=key)
         axes.legend()
-    axes.set(title=folder.name, xlabel="environment steps", ylabel=args.returns)
+    axes.set(title=folder.name, xlabel="environment steps", ylabel=RETURN_LABEL)
     axes.figure.savefig(folder / "learning_curve.png", dpi=120)
+
+
+def print_resume(args: Args, checkpoint: dict, changed: list[str]):
+    step = checkpoint["step"]
+    total = args.total_timesteps
+    if step >= total:
+        longer = "to train longer: --total-timesteps N"
+        print(f"already finished ({step:,} of {total:,} steps); {longer}")
+    else:
+        print(f"resuming at step {step:,}")
+    if checkpoint["versions"] != versions():
+        changed = [*changed, "versions"]
+    if changed:
+        what = ", ".join(sorted(changed))
+        result = "the result will not be bit-identical to an uninterrupted run"
+        print(f"warning: {what} changed: {result}", file=sys.stderr)
+
+
+def print_evaluation(agent: SAC, args: Args, step: int):
+    folder = run_folder(args.evaluate)
+    for name in ("deterministic", "stochastic"):
+        video = video_path(args, folder, step, f"-{name}")
+        # Other episodes than those by which best.pt was chosen: they would flatter it.
+        returns, success = evaluate(agent, args, step, name == "stochastic", video, stream=2)
+        spread = f"{returns.mean():.2f} +- {returns.std():.2f}"
+        result = f"return {spread} over {len(returns)} episodes{in_words(success)}"
+        print(f"{name} policy at step {step:,}: {result}")
+        if video:
+            print(f"video: {video}-episode-0.mp4")
+
+
+def in_words(success: np.ndarray) -> str:
+    said = success[~np.isnan(success)]
+    return f", success in {said.sum():.0f} of {len(said)}" if len(said) else ""
+
+
+def print_end(folder: Path):
     print(f"done: {folder}")
+    print(f"curve: {folder / 'learning_curve.png'}")
+    print("evaluate:", shlex.join(["python", sys.argv[0], "--evaluate", str(folder)]))
+
+
+@contextmanager
+def resumable(folder: Path):
+    """End with one line, and how to continue, at Ctrl-C and where the disk is full."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as cause:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again, it ends at once
+        what_next = how_to_continue(folder)
+        if isinstance(cause, BrokenPipeError):
+            raise
+        if isinstance(cause, OSError):
+            sys.exit(f"error: {in_one_line(cause)}. {what_next}")
+        print(file=sys.stderr)  # the bar stands in this line
+        sys.exit(f"stopped. {what_next}")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def how_to_continue(folder: Path) -> str:
+    if not (folder / "checkpoint.pt").exists():
+        if not list(folder.glob("*.pt")):
+            shutil.rmtree(folder, ignore_errors=True)
+        return "Nothing was trained yet."
+    step = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["step"]
+    command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+    return f"Last checkpoint: step {step:,}. Continue with:\n  {command}"
+
+
+@contextmanager
+def closed_output_is_no_error():
+    """End in silence when nobody reads the output (`| head`), in one line when it is full."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # they are None where closed (>&-)
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        sys.exit(1 if isinstance(error, BrokenPipeError) else f"error: {in_one_line(error)}")
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is still buffered would raise once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Flags: every mistake is one line that names the flag and the fix, and exit code 2 ----------------
+
+def fail(message: str):
+    """End the program for a mistake of its user."""
+    print("error:", in_one_line(message), file=sys.stderr)
+    sys.exit(2)
+
+
+def in_one_line(message: str | Exception) -> str:
+    return textwrap.shorten(str(message) or repr(message), 400, placeholder=" ...")
+
+
+def parse_args() -> tuple[Args, list[str]]:
+    """The flags, over those of the run folder if one is named; and which of these changed."""
+    args = parse_flags()
+    if args.resume and args.evaluate:
+        fail("--resume or --evaluate, one at a time: leave one out")
+    if args.resume and args.resume.is_file():
+        fail(f"--resume {args.resume} is a file: name the run folder")
+    path = args.resume or args.evaluate
+    if not path:
+        return args, []
+    saved = read_args(args, run_folder(path))
+    args = parse_flags(default=Args(**saved))
+    changed = [key for key in saved if saved[key] != getattr(args, key)]
+    for key in FIXED_FLAGS:
+        if key in changed:
+            fail(f"{flag(key)} cannot change in a run: it was {saved[key]}")
+    return args, [key for key in changed if key not in ("resume", "evaluate")]
+
+
+def parse_flags(default: Args | None = None) -> Args:
+    """The command line; a flag that counts may be given as 1e6."""
+    words = sys.argv[1:]
+    counts = {flag(key) for key, kind in typing.get_type_hints(Args).items() if kind is int}
+    before = ""
+    for i, word in enumerate(words):
+        name, equals, number = word.rpartition("=")  # --flag=1e6, or 1e6 after --flag
+        name_of_flag = (name or before).replace("_", "-")
+        if name_of_flag in counts and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d\d?", number):
+            if float(number).is_integer():
+                words[i] = f"{name}{equals}{float(number):.0f}"
+        before = word
+    description = "\n\n".join(__doc__.split("\n\n")[:2])
+    return tyro.cli(Args, args=words, default=default, description=description)
+
+
+def run_folder(path: Path) -> Path:
+    """The run that --resume or --evaluate means by a folder, or by a file in it."""
+    return path.parent if path.is_file() else path
+
+
+def read_args(args: Args, folder: Path) -> dict:
+    """The flags in args.json, whoever wrote them."""
+    try:
+        saved = json.loads((folder / "args.json").read_text())
+    except FileNotFoundError:
+        refuse(args, "no such run folder (no args.json in it)")
+    except (OSError, ValueError, RecursionError) as error:
+        refuse(args, f"args.json cannot be read: {error}")
+    hints = typing.get_type_hints(Args)
+    if not isinstance(saved, dict):
+        refuse(args, "args.json holds no flags")
+    for key, value in saved.items():
+        if key not in hints:
+            refuse(args, f"args.json: {key} is no flag of {Path(sys.argv[0]).name}")
+        if not fits(value, hints[key]):
+            refuse(args, f"args.json: {value!r} is no value of {key}")
+    if missing := ", ".join(sorted(hints.keys() - saved.keys())):
+        print(f"warning: args.json lacks {missing}: defaults hold", file=sys.stderr)
+    return saved
+
+
+def fits(value, hint) -> bool:
+    """Whether a value of args.json is one that the flag may have."""
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_args(hint):  # a union
+        return any(fits(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def within(args: Args, low: float, high: float, *keys: str):
+    """Fail unless these flags lie in [low, high]; NaN lies nowhere."""
+    for key in keys:
+        value = getattr(args, key)
+        if not low <= value <= high:
+            fail(f"{flag(key)} {value}: must be between {low} and {high}")
+
+
+MANY = 10**12  # more steps than anyone can wait for, and no overflow
+
+
+def check_flags(args: Args):
+    """Reject impossible values. This needs nothing but the flags, so it comes first."""
+    within(args, 1, MANY, "total_timesteps", "learning_starts", "buffer_size", "batch_size")
+    within(args, 1, MANY, "checkpoint_frequency", "log_frequency")
+    within(args, 0, MANY, "eval_frequency")
+    within(args, 1, 10_000, "num_envs", "eval_episodes")
+    within(args, 1, 256, "threads")
+    within(args, 0, 1, "gamma")
+    within(args, 1e-9, 1, "tau", "policy_lr", "q_lr")
+    within(args, 0, 2**63 - 1, "seed")
+    if args.learning_starts < steps_per_round(args):  # the first update needs transitions
+        least = f"must be at least {steps_per_round(args)}, one round of --num-envs {args.num_envs}"
+        fail(f"--learning-starts {args.learning_starts} {least}: raise it")
+    must_not_exceed(args, "num_envs", "buffer_size")
+    must_not_exceed(args, "batch_size", "buffer_size")
+    if args.total_timesteps <= args.learning_starts:
+        fix = f"train longer, or add --learning-starts {max(1, args.total_timesteps // 3)}"
+        must = f"must exceed --learning-starts ({args.learning_starts})"
+        fail(f"--total-timesteps {args.total_timesteps} {must}: {fix}")
+    if len(folder_name(args).encode()) > 255:
+        fail("--exp-name or --env-id is too long for the name of a folder: shorten it")
+
+
+def must_not_exceed(args: Args, key: str, limit: str):
+    if getattr(args, key) > getattr(args, limit):
+        bound = f"must not exceed {flag(limit)} ({getattr(args, limit)})"
+        fail(f"{flag(key)} {getattr(args, key)} {bound}: lower it or raise that")
+
+
+def check_episodes(args: Args, env: gym.Env):
+    """Warn where checkpoints, which restart the environments, come before episodes can end."""
+    steps_apart = args.checkpoint_frequency // args.num_envs
+    limit = env.spec.max_episode_steps if env.spec else None
+    if limit and steps_apart < min(limit, args.total_timesteps // args.num_envs):
+        cut = f"cuts episodes of up to {limit} steps after {steps_apart}: raise it"
+        print(f"warning: --checkpoint-frequency {args.checkpoint_frequency} {cut}", file=sys.stderr)
+
+
+def check_memory(args: Args, env: gym.Env, device: torch.device):
+    """Fail if the replay buffer, or the arrays of one update, need more memory than is free."""
+    if device.type == "cpu":
+        free = psutil.virtual_memory().available
+    else:
+        free, _ = torch.cuda.mem_get_info()
+    (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
+    row = 4 * (2 * obs_dim + action_dim + 2)
+    replay = 0 if args.evaluate else row * min(args.buffer_size, args.total_timesteps)
+    update = args.batch_size * (row + 4 * 32 * 256)  # some 32 arrays of hidden units live at once
+    for key, needed in {"buffer_size": replay, "batch_size": update}.items():
+        if needed > free:
+            fail(f"{flag(key)} takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free: lower it")
+    shapes = f"observations ({obs_dim},), actions ({action_dim},)"
+    print(f"{args.env_id} on {device}: {shapes}, replay buffer up to {replay / 1e6:.1f} MB")
+
+
+def check_wandb(args: Args):
+    if not args.track:
+        return
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in ("online", "offline", "disabled"):
+        fail(f"WANDB_MODE={mode}: --track needs online, offline or disabled there")
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", args.wandb_project_name):
+        fail(f"--wandb-project-name {args.wandb_project_name}: leave out / \\ # ? % : and be brief")
+    try:
+        import wandb
+
+        logged_in = mode != "online" or wandb.login(prompt=False)
+    except ImportError:
+        fail("--track needs wandb: pip install wandb")
+    except Exception as error:
+        fail(f"--track: {in_one_line(error)}")
+    if not logged_in:
+        fail("--track needs `wandb login`, or WANDB_MODE=offline")
+
+
+def due(args: Args, frequency: int, step: int) -> bool:
+    """Whether the last round reached a multiple of `frequency`, or the end of the run."""
+    if frequency == 0:
+        return False
+    before = step - steps_per_round(args)
+    return step // frequency > before // frequency or step >= args.total_timesteps
+
+
+def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path):
+    """Never write NaN or infinity to a checkpoint."""
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            kept = f"the last good checkpoint stays in {folder}"
+            sys.exit(f"error: {name} is not finite at step {step}; {kept}")
+
+
+# Speed: but for bfloat16, nothing here changes what is learned ------------------------------------
+
+def prepare_machine(args: Args, device: torch.device):
+    torch.set_num_threads(args.threads)
+    precision = args.matmul_precision
+    if precision == "auto":
+        # On x86 without AMX "medium" is oneDNN in float32: twice as fast as MKL at these sizes and
+        # as exact. With AMX it would round to bfloat16.
+        cpu = torch.cpu.get_capabilities()
+        exact = device.type == "cpu" and cpu["architecture"] == "x86_64" and not cpu["amx_tile"]
+        precision = "medium" if exact else "highest"
+    torch.set_float32_matmul_precision(precision)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        # Page faults can be half of an uncompiled update: keep freed memory (trim, mmap threshold).
+        libc.mallopt(-1, 2**30)
+        libc.mallopt(-3, 2**25)
+
+
+def multiply_in_bfloat16(critics: Critics):
+    """Hidden layers multiply in bfloat16, which is faster; the weights stay float32."""
+
+    def linear(x: torch.Tensor, layer: int) -> torch.Tensor:
+        return x.bfloat16() @ critics.weights[layer].bfloat16() + critics.biases[layer]
+
+    critics.linear = linear
+
+
+def choose_compilation(args: Args, device: torch.device):
+    """Turn --compile auto into on or off, so that a resumed run goes on as it began."""
+    if args.compile == "auto":
+        args.compile = "on" if args.total_timesteps >= 50_000 else "off"
+    if args.compile == "off":
+        return
+    print("compiling the update: once, up to a minute (--compile off to skip)", flush=True)
+    keep_compiled_code()
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(64, device=device))
+    except Exception:  # no compiler, no Python headers, no Triton: each says so in its own way
+        slower = "training goes on uncompiled, which is slower and rounds differently"
+        compiler = "C++ compiler" if device.type == "cpu" else "Triton"
+        print(f"no working {compiler}: {slower}", flush=True)
+        args.compile = "off"
+
+
+def keep_compiled_code():
+    """Cache compiled code where it outlives a reboot, unless TORCHINDUCTOR_CACHE_DIR is set."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "one-file-sac")
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except (OSError, RuntimeError):  # no home, or none that can be written
+        writable = False
+    if writable:  # else PyTorch's own choice, the system's temporary folder, has to do
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+
+
+def compile_update(args: Args, agent: SAC, buffer: ReplayBuffer) -> tuple[Callable, Callable]:
+    """`learn(index, noise)` and `act(obs, noise)`, each as one compiled graph with --compile on."""
+
+    def learn(index: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        return agent.update(buffer[index], noise)
+
+    if args.compile == "off":
+        return learn, agent.act
+    # Guards are skipped, because nothing guarded changes here. So a value that shall change, such
+    # as a scheduled learning rate, must be a tensor; and another run's graph in this process would
+    # pass for ours: forget it.
+    torch._dynamo.reset()
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
+    torch._dynamo.mark_static_address(buffer.rows)  # CUDA graphs read it where it lies
+    on_gpu = agent.log_alpha.device.type == "cuda"
+    options["triton.cudagraphs" if on_gpu else "cpp_wrapper"] = True  # cheaper calls
+    how = dict(fullgraph=True, dynamic=False, options=options)
+    return torch.compile(learn, **how), torch.compile(agent.act, **how)
+
+
+class Threads:
+    """PyTorch's CPU threads: `wanted`, or one while other processes want the cores.
+
+    Threads that share a contended core wait for each other: that can be a hundred times slower
+    than one thread. At these sizes the number of threads changes no bit of the result, which
+    tests/test_compile.py holds.
+    """
+
+    def __init__(self, wanted: int):
+        self.wanted = wanted
+        self.last = (-math.inf, 0.0, 0)  # when was measured: seconds, CPU seconds, displacements
+
+    def reset(self):
+        self.use(self.wanted)
+
+    def use(self, number: int):
+        if torch.get_num_threads() != number:
+            torch.set_num_threads(number)
+            torch._dynamo.reset()  # graphs are compiled for one number of threads
+
+    def give_way(self):
+        """Go down to one thread if the last seconds were spent in waiting for a core."""
+        if torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
+            return
+        displacements = psutil.Process().num_ctx_switches().involuntary
+        now = (time.time(), time.process_time(), displacements)
+        seconds, computed, displaced = np.subtract(now, self.last)
+        self.last = now
+        waited = computed < 0.75 * self.wanted * seconds and displaced > 50 * seconds
+        if seconds < 5 and waited:
+            tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
+            self.use(1)
+
 
 if __name__ == "__main__":
-    main()
+    with closed_output_is_no_error():
+        main()
+
+# Requirements for `uv run sac_continuous.py` (PEP 723).
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#   "torch==2.13.0",
+#   "gymnasium[mujoco]==1.4.0",
+#   "gymnasium[box2d]==1.4.0; python_version < '3.14'",
+#   "mujoco==3.11.0",
+#   "shimmy==2.0.1",
+#   "dm-control==1.0.44; python_version < '3.13'",
+#   "psutil==7.2.2",
+#   "tqdm==4.70.1",
+#   "tyro==1.0.17",
+#   "numpy==2.4.6; python_version >= '3.11'",
+#   "numpy==2.2.6; python_version < '3.11'",
+#   "matplotlib==3.10.9",
+#   "tensorboard==2.21.0",
+#   "wandb==0.31.0",
+#   "moviepy==2.2.1",
+# ]
+# ///

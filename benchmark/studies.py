@@ -1,75 +1,25 @@
-"""Named studies: what to run, and the rules by which the claim behind it is judged, fixed before the first run.
+"""Named studies: what to run, and the rules by which a claim is judged, fixed before the first run.
 
     python -m benchmark.run --list
 
-A study of your own is one more entry in STUDIES. The claims F1 to F17 are those of the SOURCES that they begin with.
+A study of your own is one more entry in STUDIES. The claims F1 to F17 are those of the SOURCES that
+they begin with.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from benchmark.rules import Rule, Study, each
 
 SOURCES = {
-    "[1]": "Parham, Starklit and Böbel, Implementation and Hyperparameter Optimization of the Soft-Actor-Critic "
-    "Algorithm, a project at the Technical University of Denmark, "
+    "[1]": "Parham, Starklit and Böbel, Implementation and Hyperparameter Optimization of the "
+    "Soft-Actor-Critic Algorithm, a project at the Technical University of Denmark, "
     "<https://github.com/davelbit/DTU-RL-Sample-Efficiency>",
-    "[2]": "Soft Actor-Critic: Reimplementation and Experiments, a blog post that compares four implementations",
-    "[3]": "Coupal, Deep Reinforcement Learning: Soft Actor-Critic, Université Laval 2020, with a value network on "
-    "LunarLander, <https://github.com/RedLeader962/LectureDirigeDRLimplementation>",
-    "[4]": "Ciobanu, Policy Gradient Methods: Insights and Optimization Strategies, a thesis at the West University of "
-    "Timișoara 2024, SAC and PPO in a game engine, <https://github.com/smtmRadu/DeepUnity>",
+    "[2]": "Soft Actor-Critic: Reimplementation and Experiments, a blog post that compares four "
+    "implementations",
+    "[3]": "Coupal, Deep Reinforcement Learning: Soft Actor-Critic, Université Laval 2020, with a "
+    "value network on LunarLander, <https://github.com/RedLeader962/LectureDirigeDRLimplementation>",
+    "[4]": "Ciobanu, Policy Gradient Methods: Insights and Optimization Strategies, a thesis at "
+    "the West University of Timișoara 2024, SAC and PPO in a game engine, "
+    "<https://github.com/smtmRadu/DeepUnity>",
 }
-
-
-class Rule(NamedTuple):
-    """What must hold in one environment at the end of training: `variant` is above, below or like `other`.
-
-    Judged by the 95 % bootstrap interval, over seeds, of the difference of means. Above, or below: confirmed where it
-    lies above, or below, zero, refuted where it lies on the other side. Like: confirmed where it lies within 10 % of
-    `other`, refuted where it has no part of that. Undecided in all other cases.
-    """
-
-    env_id: str
-    variant: str
-    relation: Literal["above", "below", "like"]
-    other: str | float  # a variant, or a number
-    measure: Literal["return", "steps per second"] = "return"
-
-
-@dataclass(frozen=True)
-class Study:
-    """A grid of runs: environments by variants by seeds. Its claim is confirmed if all rules are, refuted if one is."""
-
-    envs: dict[str, int]  # environment: steps
-    variants: dict[str, str]  # label: flags; the first is what the others are compared with
-    claim: str = ""  # what the source says; a study without is a benchmark
-    rules: tuple[Rule, ...] = ()
-    script: str = "sac_ablations.py"
-    seeds: int = 5
-    flags: str = ""  # of all its runs
-    note: str = ""  # where the study differs from its source
-    diagnostics: bool = False  # report temperature, entropy, Q and losses too
-
-    def mistake(self) -> str | None:
-        """What keeps its claim from being judged; the flags are the script's to check."""
-        if not (self.envs and self.variants and self.seeds > 0):
-            return "needs an environment, a variant and a seed at least"
-        if bool(self.claim) != bool(self.rules):
-            return "has rules without a claim" if self.rules else "has a claim without rules to judge it by"
-        for rule in self.rules:
-            if rule.env_id not in self.envs:
-                return f"has a rule for {rule.env_id}, which is none of its environments: {', '.join(self.envs)}"
-            for label in (rule.variant, rule.other):
-                if isinstance(label, str) and label not in self.variants:
-                    return f"has a rule for {label}, which is none of its variants: {', '.join(self.variants)}"
-            for word, known in ((rule.relation, "relation"), (rule.measure, "measure")):
-                if word not in (words := get_args(Rule.__annotations__[known])):
-                    return f"has a rule with the {known} {word}, which is none of {', '.join(words)}"
-            if rule.variant == rule.other:
-                return f"has a rule that compares {rule.variant} with itself"
-
-
-def each(envs: list[str], variants: list[str], relation: str, other: str | float, measure: str = "return") -> tuple:
-    return tuple(Rule(env_id, variant, relation, other, measure) for env_id in envs for variant in variants)
 
 
 def steps(amount: int, envs: list[str]) -> dict[str, int]:
@@ -79,20 +29,31 @@ def steps(amount: int, envs: list[str]) -> dict[str, int]:
 BALANCE, SWINGUP = "shimmy:dm_control/cartpole-balance-v0", "shimmy:dm_control/cartpole-swingup-v0"
 WALKER, LANDER = "shimmy:dm_control/walker-walk-v0", "LunarLanderContinuous-v3"
 CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [1] go
-OFTEN = "--eval-frequency 5000 --checkpoint-frequency 10000"  # in runs as short as these; episodes end there anyway
+# In short runs. Their episodes end there anyway.
+OFTEN = "--eval-frequency 5000 --checkpoint-frequency 10000"
 SOLVED = 800.0  # of 1000, on swingup
 LANDED = 200.0  # from where Gymnasium counts the landing as solved
 MUJOCO = ["Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4"]
 SUITE = ["cartpole-balance", "cartpole-swingup", "ball_in_cup-catch", "walker-walk", "cheetah-run"]
 SUITE += ["finger-spin", "hopper-stand", "pendulum-swingup", "reacher-easy", "walker-run"]
-LANDER_OF_3 = "--policy-lr 3e-3 --q-lr 3e-3 --hidden 200 --batch-size 200 --buffer-size 50000 --no-autotune"
+LANDER_OF_3 = (
+    "--policy-lr 3e-3 --q-lr 3e-3 --hidden 200 --batch-size 200 --buffer-size 50000 --no-autotune"
+)
+LANDER_OF_3 += " --value-network"
+THREE = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
+FOUR = ["walker-walk", "cartpole-swingup", "ball_in_cup-catch", "cartpole-balance"]
+PENDULUM = "--learning-starts 1000 --eval-frequency 2000 --eval-episodes 100"
+SHORTER = (
+    "on Hopper for 100,000 steps and with three seeds (planned: 300,000 and five), as both are long"
+)
 GAMMAS = {f"gamma {gamma}": f"--gamma {gamma}" for gamma in (0.99, 0.8, 0.86, 0.9, 0.95)}
 
 STUDIES = {
     "F1": Study(
         CARTPOLES,
         GAMMAS,
-        "[1] A higher discount is more stable: 0.8 drops on balance; on swingup 0.86 drops and 0.9 is best",
+        "[1] A higher discount is more stable: 0.8 drops on balance; on swingup 0.86 drops and 0.9 "
+        "is best",
         (
             Rule(BALANCE, "gamma 0.8", "below", "gamma 0.99"),
             Rule(SWINGUP, "gamma 0.86", "below", "gamma 0.9"),
@@ -106,8 +67,9 @@ STUDIES = {
         "[1] The time per step falls with a higher discount",
         each([*CARTPOLES], ["gamma 0.99"], "above", "gamma 0.8", "steps per second"),
         flags=OFTEN,
-        note="the runs of F1; on a machine whose load varies the speeds vary too. Those of gamma 0.99 on swingup are "
-        "shared with F4 and F5 and were made before the others; on balance all took turns",
+        note="the runs of F1; on a machine whose load varies the speeds vary too. Those of gamma "
+        "0.99 on swingup are shared with F4 and F5 and were made before the others; on balance all "
+        "took turns",
     ),
     "F3": Study(
         CARTPOLES,
@@ -116,11 +78,13 @@ STUDIES = {
         each([SWINGUP], ["tau 0.01", "tau 0.05"], "below", SOLVED)
         + each([BALANCE], ["tau 0.01", "tau 0.05"], "below", "tau 0.005"),
         flags=OFTEN,
-        note="0.1 and 0.5 are not in the source; to fail, and to be less stable, is judged by the return at the end",
+        note="0.1 and 0.5 are not in the source; to fail, and to be less stable, is judged by the "
+        "return at the end",
     ),
     "F4": Study(
         {SWINGUP: 50_000},
-        {"alpha learned": ""} | {f"alpha {alpha}": f"--no-autotune --alpha {alpha}" for alpha in (0.01, 0.074, 0.2)},
+        {"alpha learned": ""}
+        | {f"alpha {a}": f"--no-autotune --alpha {a}" for a in (0.01, 0.074, 0.2)},
         "[1] No fixed alpha solves swingup, a learned one does",
         each([SWINGUP], ["alpha 0.01", "alpha 0.074", "alpha 0.2"], "below", SOLVED)
         + each([SWINGUP], ["alpha learned"], "above", SOLVED),
@@ -129,22 +93,29 @@ STUDIES = {
     "F5": Study(
         {SWINGUP: 50_000},
         {f"alpha from {alpha}": f"--alpha {alpha}" for alpha in (1.0, 0.0001, 0.05, 0.07, 0.08)},
-        "[1] The initial alpha is critical on swingup: 0 never learns, 0.05 is slower than 0.07, 0.08 fails",
+        "[1] The initial alpha is critical on swingup: 0 never learns, 0.05 is slower than 0.07, "
+        "0.08 fails",
         each([SWINGUP], ["alpha from 0.0001", "alpha from 0.08"], "below", SOLVED)
         + each([SWINGUP], ["alpha from 0.05"], "below", "alpha from 0.07"),
         flags=OFTEN,
-        note="0.0001 stands for 0, of which there is no logarithm; slower is judged by the return at the end",
+        note="0.0001 stands for 0, of which there is no logarithm; slower is judged by the "
+        "return at the end",
     ),
     "F6": Study(
         CARTPOLES,
         {f"{n} layers": f"--layers {n}" for n in (2, 1, 3, 4)},
         "[1] Each added hidden layer does worse",
-        tuple(Rule(env_id, f"{n} layers", "below", f"{n - 1} layers") for env_id in CARTPOLES for n in (2, 3, 4)),
+        tuple(
+            Rule(e, f"{n} layers", "below", f"{n - 1} layers") for e in CARTPOLES for n in (2, 3, 4)
+        ),
         flags=OFTEN,
     ),
     "F7": Study(
         CARTPOLES,
-        {f"{init} weights": f"--init {init}" for init in ("xavier", "orthogonal", "normal", "torch")},
+        {
+            f"{init} weights": f"--init {init}"
+            for init in ("xavier", "orthogonal", "normal", "torch")
+        },
         "[1] Orthogonal initial weights are dramatically better than normal ones",
         each([*CARTPOLES], ["orthogonal weights"], "above", "normal weights"),
         flags=OFTEN,
@@ -177,19 +148,27 @@ STUDIES = {
     ),
     "F10": Study(
         steps(1_000_000, MUJOCO),
-        {"alpha learned": ""} | {f"alpha {alpha}": f"--no-autotune --alpha {alpha}" for alpha in (0.1, 0.2, 0.35, 1.0)},
-        "[2] The best fixed alpha differs per task: high on Hopper, low on HalfCheetah; learned is worst on Humanoid",
+        {"alpha learned": ""}
+        | {f"alpha {a}": f"--no-autotune --alpha {a}" for a in (0.1, 0.2, 0.35, 1.0)},
+        "[2] The best fixed alpha differs per task: high on Hopper, low on HalfCheetah; learned is "
+        "worst on Humanoid",
         (
             Rule("Hopper-v4", "alpha 1.0", "above", "alpha 0.1"),
             Rule("HalfCheetah-v4", "alpha 0.1", "above", "alpha 1.0"),
             Rule("Ant-v4", "alpha 0.2", "above", "alpha 1.0"),
-            *each(["Humanoid-v4"], ["alpha 0.1", "alpha 0.2", "alpha 0.35", "alpha 1.0"], "above", "alpha learned"),
+            *each(
+                ["Humanoid-v4"],
+                [f"alpha {a}" for a in (0.1, 0.2, 0.35, 1.0)],
+                "above",
+                "alpha learned",
+            ),
         ),
     ),
     "F11": Study(
         steps(1_000_000, MUJOCO),
         {f"{n} critics": f"--n-critics {n}" for n in (2, 1, 3, 5, 8, 10)},
-        "[2] 2 critics are far better than 1; 3 better still on Hopper, Walker2d and Ant; 5, 8 and 10 no better than 1",
+        "[2] 2 critics are far better than 1; 3 better still on Hopper, Walker2d and Ant; 5, 8 and "
+        "10 no better than 1",
         each(MUJOCO, ["2 critics"], "above", "1 critics")
         + each(["Hopper-v4", "Walker2d-v4", "Ant-v4"], ["3 critics"], "above", "2 critics")
         + each(MUJOCO, ["5 critics", "8 critics", "10 critics"], "like", "1 critics"),
@@ -202,7 +181,11 @@ STUDIES = {
     ),
     "F13": Study(
         steps(1_000_000, MUJOCO),
-        {"clamp": "", "tanh": "--log-std tanh --log-std-min -5", "separate heads": "--heads separate"},
+        {
+            "clamp": "",
+            "tanh": "--log-std tanh --log-std-min -5",
+            "separate heads": "--heads separate",
+        },
         "[2] Log std by clamp or tanh, one last layer or two: they behave alike",
         each(MUJOCO, ["tanh", "separate heads"], "like", "clamp"),
     ),
@@ -212,7 +195,8 @@ STUDIES = {
         "[3] With a fixed temperature only a reward scale of 40 lands, of 1, 5, 20 and 40",
         each([LANDER], ["reward scale 40"], "above", LANDED)
         + each([LANDER], ["reward scale 1", "reward scale 5", "reward scale 20"], "below", LANDED),
-        flags=f"{LANDER_OF_3} --value-network --learning-starts 20000",
+        flags=f"{LANDER_OF_3} --learning-starts 20000",
+        seeds=3,
     ),
     "F15": Study(
         {LANDER: 250_000},
@@ -220,17 +204,20 @@ STUDIES = {
         "[3] 20,000 transitions before learning succeed, 300 and 10,000 fail more often than not",
         each([LANDER], ["start 20000"], "above", LANDED)
         + each([LANDER], ["start 300", "start 10000"], "below", LANDED),
-        flags=f"{LANDER_OF_3} --value-network --reward-scale 40",
+        flags=f"{LANDER_OF_3} --reward-scale 40",
+        seeds=3,
     ),
     "F16": Study(
-        {SWINGUP: 50_000, "Hopper-v4": 300_000},
+        {SWINGUP: 50_000, "Hopper-v4": 100_000},
         {"no value network": "", "value network": "--value-network"},
         "[3] A separate value network can stabilise learning",
         each([SWINGUP, "Hopper-v4"], ["value network"], "above", "no value network"),
-        note="an argument in the source, not an experiment; judged by the return at the end",
+        seeds_in={"Hopper-v4": 3},
+        note="an argument in the source, not an experiment; judged by the return at the end; "
+        f"{SHORTER}",
     ),
     "F17": Study(
-        {SWINGUP: 50_000, "Hopper-v4": 300_000},
+        {SWINGUP: 50_000, "Hopper-v4": 100_000},
         {
             "default": "",
             "PER and CER": "--prioritized-replay --combined-replay",
@@ -238,8 +225,14 @@ STUDIES = {
             "spectral norm": "--spectral-norm",
         },
         "[4] Prioritized with combined replay, normalized observations and spectral norm help",
-        each([SWINGUP, "Hopper-v4"], ["PER and CER", "normalized observations", "spectral norm"], "above", "default"),
-        note="advice in the source, without an experiment on SAC",
+        each(
+            [SWINGUP, "Hopper-v4"],
+            ["PER and CER", "normalized observations", "spectral norm"],
+            "above",
+            "default",
+        ),
+        seeds_in={"Hopper-v4": 3},
+        note=f"advice in the source, without an experiment on SAC; {SHORTER}",
     ),
     "knobs": Study(
         {SWINGUP: 20_000},
@@ -264,11 +257,13 @@ STUDIES = {
             "1 critic": "--n-critics 1",
             "truncation terminates": "--truncation-terminates",
             "rates 1e-3": "--policy-lr 1e-3 --q-lr 1e-3",
-            "all but tanh": "--tanh-correction eps --n-critics 1 --truncation-terminates --policy-lr 1e-3 --q-lr 1e-3",
+            "all but tanh": "--tanh-correction eps --n-critics 1 --truncation-terminates "
+            "--policy-lr 1e-3 --q-lr 1e-3",
         },
         seeds=2,
         diagnostics=True,
-        note="what keeps walker walk from the explosion that [1] reports (F9)? Log std in [-20, 2] is the default",
+        note="what keeps walker walk from the explosion that [1] reports (F9)? Log std in [-20, 2] "
+        "is the default",
     ),
     "bfloat16": Study(
         {"HalfCheetah-v4": 50_000},
@@ -280,11 +275,55 @@ STUDIES = {
         diagnostics=True,
         note="our own question: they make the update faster on processors that have such products",
     ),
-    "mujoco": Study(steps(1_000_000, [*MUJOCO, "Swimmer-v4"]), {"default": ""}, script="sac_continuous.py"),
+    "layer-norm": Study(
+        steps(100_000, THREE),
+        {"default": "", "layer norm": "--layer-norm"},
+        "Layer normalization of the critics helps",
+        each(THREE, ["layer norm"], "above", "default"),
+        seeds=3,
+        note="our own question",
+    ),
+    "mujoco": Study(
+        steps(1_000_000, [*MUJOCO, "Swimmer-v4"]),
+        {"default": "", "gamma 0.999": "--gamma 0.999"},
+        script="sac_continuous.py",
+        only={"gamma 0.999": "Swimmer-v4"},
+        note="a benchmark; Swimmer is known to learn little with a discount of 0.99: with one of "
+        "0.999 too",
+    ),
     "dmc": Study(steps(500_000, SUITE), {"default": ""}, script="sac_dmc.py"),
     "presets": Study(
         steps(1_000_000, MUJOCO),
-        {"ours": ""} | {name: f"--preset {name}" for name in ("haarnoja", "stable-baselines", "spinningup", "yarats")},
+        {"ours": ""}
+        | {p: f"--preset {p}" for p in ("haarnoja", "stable-baselines", "spinningup", "yarats")},
         note="all five in this implementation: their settings, not their code",
+    ),
+    "peers": Study(
+        {"HalfCheetah-v4": 100_000},
+        {
+            "this project": "",
+            "Stable-Baselines3": "benchmark/peers.py --library stable-baselines3",
+            "SBX": "benchmark/peers.py --library sbx",
+        },
+        script="sac_continuous.py",
+        seeds=3,
+        note="their code with their defaults, evaluated as ours is, each run with one thread",
+    ),
+    "quick": Study(
+        {"HalfCheetah-v4": 100_000, "Hopper-v4": 100_000, "Pendulum-v1": 10_000},
+        {"default": ""},
+        script="sac_continuous.py",
+        seeds=3,
+        flags_in={"Pendulum-v1": PENDULUM},
+        seeds_in={"Pendulum-v1": 5},
+        note="a benchmark of a few hours",
+    ),
+    "dmc-100k": Study(
+        steps(100_000, FOUR),
+        {"default": ""},
+        script="sac_dmc.py",
+        seeds=3,
+        diagnostics=True,
+        note="a benchmark of a few hours",
     ),
 }

@@ -1,277 +1,163 @@
-"""Tune flags of a script with Optuna, over several environments and seeds: the search spaces of benchmark/spaces.py.
+"""Tune flags of a script with Optuna, over several environments and seeds.
 
-    python -m benchmark.tune --list                 # the spaces, and what a trial costs
-    python -m benchmark.tune cartpole --trials 50   # until 50 trials are finished; then a table and figures
+    python -m benchmark.tune --list                 # the search spaces, and what a trial costs
+    python -m benchmark.tune cartpole --trials 50   # until 50 trials are finished; then the results
 
-A trial is one setting, tried by a run per environment and seed. Its score is the mean over these runs of their
-evaluations, scaled so that the environment's `low` is 0, which what is less counts too, and its `high` is 1. A trial
-that lies below the median of the others at the same step of the same run is pruned. All trials are kept in
-runs/tune-SPACE.journal, which processes started side by side in one folder share. Stopped with Ctrl-C or lost in any
-other way, the same command continues: the trials that were at work too, their runs from their checkpoints.
+A trial is one setting, tried by a run per environment and seed. Its score is the mean over these
+runs of their evaluations, scaled so that the environment's `low` is 0, which what is less counts
+too, and its `high` is 1. A trial that lies below the median of the others at the same step of the
+same run is pruned. All trials are kept in runs/tune-SPACE.journal, which processes started side by
+side in one folder share. Stopped in any way, the same command continues: the trials that were at
+work too, their runs from their checkpoints. A space of your own is one more entry in SPACES.
 """
 
-import contextlib
-import fcntl
-import hashlib
-import importlib
-import io
+import itertools
 import math
-import platform
 import shlex
 import signal
-import statistics
 import sys
-import time
-from collections.abc import Iterator
+import warnings
+from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import optuna
 import psutil
 import tyro
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmark.run import RESULTS, ROOT, STEPS_PER_SECOND, Job, Run, code_of, fail
-from benchmark.spaces import SPACES, Space
-from benchmark.tune_report import flags_of, report, say
+from benchmark.jobs import STEPS_PER_SECOND
+from benchmark.runs import RESULTS, fail
+from benchmark.studies import BALANCE, CARTPOLES, OFTEN, SWINGUP
 
-POLL, OVERVIEW = 0.5, 60.0  # seconds between looks at the runs, and between overviews
+try:
+    import numpy as np
+    import optuna
+    import pandas
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.trial import TrialState
+
+    from benchmark.trials import Env, Space, Tuning, flags_of, say
+except ImportError as error:
+    fail(f"{error}: pip install -r benchmark/requirements.txt")
+
+ENOUGH = 10  # trials from which importances may mean something
+
+
+SPACES = {
+    "cartpole": Space(  # the hyperparameters that [1] of studies.py is about, in its ranges
+        {
+            BALANCE: Env(CARTPOLES[BALANCE], 360, 1000),
+            SWINGUP: Env(CARTPOLES[SWINGUP], 25, 1000),
+        },
+        {
+            "--gamma": FloatDistribution(0.8, 0.99),
+            "--tau": FloatDistribution(0.005, 0.5, log=True),
+            "--alpha": FloatDistribution(1e-4, 1, log=True),
+            "--policy-lr": FloatDistribution(1e-4, 1e-2, log=True),
+            "--q-lr": FloatDistribution(1e-4, 1e-2, log=True),
+            "--hidden": IntDistribution(32, 512, log=True),
+            "--layers": IntDistribution(1, 4),
+            "--init": CategoricalDistribution(["xavier", "orthogonal", "normal", "torch"]),
+        },
+        flags=OFTEN,
+    ),
+}
 
 
 @dataclass
 class Args:
     space: Annotated[str, tyro.conf.Positional] = ""  # what to search, as --list prints it
-    trials: int = 0  # finished trials wanted in all; no more than there are: the table and figures of those
-    jobs: int = psutil.cpu_count(logical=False) or 1  # trials at a time, each with one run at a time
-    threads: int = 1  # of each run
+    trials: int = 0  # finished trials wanted in all; no more than there are: the results so far
+    # trials at a time, each with one run at a time
+    jobs: int = psutil.cpu_count(logical=False) or 1
+    threads: int = 1  # CPU threads of each run
     seed: int = 1  # of the sampler
     list: bool = False  # print the spaces, and stop
 
 
-class RunFailed(Exception):
-    pass
+# ---------------------------------------------------------------- results
 
 
-def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
-    """Carry out a run, or what is left of it; until its end yields, now and then, its returns by step of evaluation."""
-    job, log, events = Job(run), runs / "logs" / f"{run.name}.txt", None
-    try:
-        while True:
-            over = not job.process or job.process.poll() is not None  # asked first: then nothing it wrote is missed
-            folder, returns = run.folder(runs), {}
-            if folder and not (events and events.path == str(folder)):
-                events = EventAccumulator(str(folder), {"scalars": 0})
-            if events and "eval/episodic_return" in events.Reload().Tags()["scalars"]:
-                for event in events.Scalars("eval/episodic_return"):  # several environments step over the multiples
-                    step = run.steps if event.step >= run.steps else event.step // frequency * frequency
-                    returns[step] = event.value
-            said = log.read_text(errors="replace").splitlines()[-5:] if over and log.exists() else []
-            diverged = folder and any("is not finite" in line for line in said)
-            if over and diverged:
-                say(f"{run.variant}: {run.env_id}, seed {run.seed} diverged, what it had left counts 0")
-                returns = dict.fromkeys([*range(frequency, run.steps, frequency), run.steps], -math.inf) | returns
-            if not over or diverged or (folder and (folder / "model.pt").exists()):
-                yield returns
-                if over:
-                    return
-            elif job.tries < 2:
-                job.start(runs, track=False)  # nothing happens while another process has the run
-                yield returns
-            else:
-                words = f"ended with exit code {job.process.returncode}: {said[-1] if said else ''} ({log})"
-                raise RunFailed(f"{run.env_id}, seed {run.seed} {words}")
-    finally:
-        if job.process and job.process.poll() is None:
-            job.process.send_signal(signal.SIGINT)  # the script leaves at once, its last checkpoint is whole
-            job.process.wait()
+def tabulate(study: optuna.Study, space: Space) -> pandas.DataFrame:
+    """A row per finished trial."""
+    runs = itertools.product(range(1, space.seeds + 1), space.envs)
+    scores = dict.fromkeys([f"{env_id} seed {seed}" for seed, env_id in runs], math.nan)
+    hashes = dict(zip(["script_hash", "space_hash"], study.study_name.split()[-2:]))
+    rows = []
+    for t in study.trials:
+        if not t.state.is_finished():
+            continue
+        score = t.value if t.state == TrialState.COMPLETE else math.nan  # a pruned trial lacks runs
+        row = dict(trial=t.number, state=t.state.name.lower(), score=score, steps=t.last_step or 0)
+        row |= t.params | scores | t.user_attrs.get("scores", {})
+        row |= dict(note=t.user_attrs.get("note", ""), versions=t.user_attrs["versions"])
+        rows.append(row | dict(script=space.script) | hashes)
+    return pandas.DataFrame(rows)
 
 
-def lock(path: Path, wait: bool = False):
-    """The file at `path`, locked until it is closed or this process ends; None if another has it."""
-    file = open(path, "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return file
-    except BlockingIOError:
-        file.close()
+def report(name: str, study: optuna.Study, space: Space, folder: Path):
+    """The best settings, and a CSV and figures of all trials finished so far."""
+    table = tabulate(study, space)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "trials.csv", index=False)
+    # Some may be at work in other processes.
+    states = Counter(trial.state for trial in study.trials)
+    counts = [f"{states[state]} {state.name.lower()}" for state in TrialState if states[state]]
+    say(f"\n{name}: {', '.join(counts)}")
+    if not states[TrialState.COMPLETE]:
+        sys.exit("no trial is complete, so there are no best settings")
+    best = table[table["state"] == "complete"]
+    best = best.sort_values("score", ascending=False, kind="stable")
+    shown = best[["trial", "score", *space.search]].head(5)
+    say(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    trials = zip(best["trial"], best["score"], best["note"])
+    for place, (number, score, note) in enumerate(trials, 1):
+        if note:
+            say(f"{note}: trial {number}, score {score:.3g}, place {place} of {len(best)}")
+    params = study.trials[best.iloc[0]["trial"]].params
+    command = ["python", space.script, *shlex.split(space.flags), *flags_of(params)]
+    say(f"best: {shlex.join(command)}")
+    draw(study, folder)
+    say(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-@dataclass
-class Tuning:
-    name: str
-    space: Space
-    args: Args
-    runs: Path  # the folder
+def draw(study: optuna.Study, folder: Path):
+    """Optuna's plots: score against each flag, and which flags tell the best trials apart."""
+    # that they are experimental, and where one trial alone makes an axis without width
+    warnings.filterwarnings("ignore", module="optuna|benchmark.tune", category=UserWarning)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    plots = optuna.visualization.matplotlib
 
-    def __post_init__(self):
-        space = self.space
-        if not (ROOT / space.script).is_file() or not space.envs or space.seeds < 1:
-            fail(f"space {self.name}: needs a script that exists ({space.script}), an environment and a seed at least")
-        self.flags = shlex.split(space.flags)
-        self.grid = [(env_id, seed) for seed in range(1, space.seeds + 1) for env_id in space.envs]
-        self.steps = sum(space.envs[env_id].steps for env_id, _ in self.grid)
-        self.defaults = self.settings(self.flags)
-        if self.defaults.get("eval_frequency", 0) < 1:
-            fail(f"space {self.name}: evaluations make the score, its flags must have --eval-frequency 1 or more")
-        for flag, values in space.search.items():
-            for value in getattr(values, "choices", None) or (values.low, values.high):
-                self.settings(flags_of({flag: value}))
-        for env_id, env in space.envs.items():
-            if env.low >= env.high:
-                fail(f"space {self.name}: {env_id} needs low < high, the returns that score 0 and 1")
+    def save(axes, name: str):
+        figure = np.atleast_1d(axes)[0].figure
+        figure.savefig(folder / name, dpi=120, bbox_inches="tight")
 
-    def settings(self, flags: list[str]) -> dict:
-        """Those of the script under these flags, all of which it must know."""
-        script = self.space.script
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                return vars(tyro.cli(importlib.import_module(Path(script).stem).Args, args=flags))
-        except SystemExit:
-            fail(f"space {self.name}: {script} does not take {shlex.join(flags)}, see its --help")
+    save(plots.plot_slice(study), "slices.png")
+    finished = [trial for trial in study.trials if trial.state.is_finished()]
+    judged = [trial for trial in finished if trial.value is not None]
+    if len(judged) < ENOUGH:
+        say(f"importances need {ENOUGH} finished trials")
+        return
+    # Where pruned trials count, with what they had.
+    every = optuna.create_study(direction="maximize")
+    for t in judged:
+        how = dict(params=t.params, distributions=t.distributions, value=t.value)
+        every.add_trial(optuna.create_trial(**how))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+    shares = optuna.importance.get_param_importances(every, evaluator=evaluator)
+    say("importances: " + ", ".join(f"{flag} {share:.2f}" for flag, share in shares.items()))
+    save(plots.plot_param_importances(every, evaluator=evaluator), "importances.png")
 
-    def own(self) -> dict | None:
-        """The script's own settings, if the space holds them all."""
-        own = {flag: self.defaults.get(flag[2:].replace("-", "_")) for flag in self.space.search}
-        for value, values in zip(own.values(), self.space.search.values()):
-            if choices := getattr(values, "choices", None):
-                held = value in choices
-            else:
-                held = isinstance(value, float | int) and values.low <= value <= values.high
-            if not held or "--preset" in self.flags:
-                return None
-        return own
 
-    def lock(self, *number: int, wait: bool = False):
-        return lock(self.runs / "logs" / f"{'-'.join(map(str, ['tune', self.name, *number]))}.lock", wait)
-
-    def open(self):
-        """Take the study from the journal, or begin it; its name says of what it is."""
-        path = self.runs / f"tune-{self.name}.journal"  # absolute: Optuna links its lock to it
-        texts = code_of(self.space.script), str(self.space)
-        self.hashes = [hashlib.sha256(text.encode()).hexdigest()[:10] for text in texts]
-        name = " ".join([self.name, *self.hashes])
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path)))
-        except (ValueError, KeyError) as error:
-            fail(f"{path} is damaged ({error}): move it away to begin anew")
-        for other in optuna.get_all_study_names(storage):
-            if other != name:
-                what = "search space" if self.hashes[0] in other else f"version of {self.space.script}"
-                fail(f"{path} is of another {what}: bring that back, or move the journal away to begin anew")
-        # half of the first run is too early to judge by
-        pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=next(iter(self.space.envs.values())).steps // 2)
-        self.study = optuna.create_study(
-            storage=storage, pruner=pruner, study_name=name, direction="maximize", load_if_exists=True
-        )
-
-    def claim(self):
-        """A trial to work on, and its lock: one a killed process left, or a new one; None if no more are wanted."""
-        study, search = self.study, self.space.search
-        with self.lock(wait=True):
-            left, wanted = None, self.args.trials
-            for trial in study.trials:
-                mine = trial.state == TrialState.RUNNING and self.lock(trial.number)
-                if mine and study.trials[trial.number].state == TrialState.RUNNING:  # else it was finished just now
-                    left = left or (trial, mine)
-                elif trial.state != TrialState.WAITING:
-                    wanted -= 1
-            if wanted < 1:
-                return None
-            if not study.trials and (own := self.own()):
-                study.enqueue_trial(own, user_attrs={"note": "the script's own settings"})
-            # a generator of its own for each trial: started again, the sampler must not repeat what it drew at first
-            seed = int(np.random.SeedSequence([self.args.seed, len(study.trials)]).generate_state(1)[0])
-            study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
-            trial = optuna.Trial(study, left[0]._trial_id) if left else study.ask()
-            for flag, values in search.items():
-                trial._suggest(flag, values)  # what a trial has already, stays
-            versions = [f"{package} {version(package)}" for package in ("torch", "gymnasium", "optuna")]
-            trial.set_user_attr("versions", ", ".join([f"python {platform.python_version()}", *versions]))
-            return trial, left[1] if left else self.lock(trial.number)
-
-    def carry_out(self, trial: optuna.Trial) -> Iterator[str]:
-        """Work on a trial, one piece at each next(): yields where it is, returns its score.
-
-        Reported after each evaluation is the score so far, the runs to come counted 0: so the last report is the score.
-        """
-        before, scores = 0, {}
-        reported = set(self.study.trials[trial.number].intermediate_values)  # if it is taken up again
-        for env_id, seed in self.grid:  # all environments with the first seed, then with the next
-            steps, low, high = self.space.envs[env_id]
-            flags = ["--env-id", env_id, "--total-timesteps", str(steps), *self.flags, *flags_of(trial.params)]
-            flags = (*flags, "--threads", str(self.args.threads))
-            run = Run(f"tune-{self.name}", self.space.script, env_id, f"trial {trial.number}", seed, steps, flags)
-            values, score = {}, 0.0
-            with contextlib.closing(follow(run, self.defaults["eval_frequency"], self.runs)) as following:
-                for returns in following:
-                    for step in sorted(returns.keys() - values.keys()):
-                        values[step] = max(0.0, (returns[step] - low) / (high - low))
-                        score = statistics.fmean([*values.values()][-self.space.last :])
-                        if before + step not in reported:
-                            trial.report((sum(scores.values()) + score) / len(self.grid), before + step)
-                            if before + step < self.steps and trial.should_prune():
-                                raise optuna.TrialPruned
-                    yield f"{run.variant}, {env_id}, seed {seed}: step {max(values, default=0)} of {steps}"
-            before += steps
-            scores[f"{env_id} seed {seed}"] = score
-            trial.set_user_attr("scores", scores)
-        return sum(scores.values()) / len(self.grid)
-
-    def tell(self, trial: optuna.Trial, failure: object = "", **outcome):
-        """End a trial, and say so in one line."""
-        trial = self.study.tell(trial, **outcome)
-        best = max((t.value for t in self.study.trials if t.state == TrialState.COMPLETE), default=0)
-        said = {
-            TrialState.COMPLETE: f"score {trial.value or 0:.3f}, best so far {best:.3f}",
-            TrialState.PRUNED: f"pruned at step {trial.last_step} of {self.steps}",
-            TrialState.FAIL: f"failed, {failure}",
-        }
-        rounded = {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in trial.params.items()}
-        say(f"trial {trial.number}: {said[trial.state]}: {shlex.join(flags_of(rounded))}")
-
-    def work(self):
-        """Trials, some at a time, until as many as wanted are finished or with other processes."""
-        working, told = [], time.time()
-        try:
-            while True:
-                while len(working) < self.args.jobs and (claimed := self.claim()):
-                    working.append((*claimed, self.carry_out(claimed[0])))
-                if not working:
-                    return
-                news = []
-                for item in list(working):
-                    trial, mine, pieces = item
-                    try:
-                        news.append(next(pieces))
-                        continue
-                    except StopIteration as end:
-                        self.tell(trial, values=end.value)
-                    except optuna.TrialPruned:
-                        self.tell(trial, state=TrialState.PRUNED)
-                    except RunFailed as failure:
-                        self.tell(trial, failure, state=TrialState.FAIL)
-                    working.remove(item)
-                    mine.close()
-                if time.time() > told + OVERVIEW:
-                    done = sum(trial.state.is_finished() for trial in self.study.trials)
-                    say("\n  ".join([f"{done} of {self.args.trials} trials finished; at work:", *news]))
-                    told = time.time()
-                time.sleep(POLL)
-        finally:  # Ctrl-C, or a fault of this program: the runs stop
-            for *_, pieces in working:
-                pieces.close()
+# ---------------------------------------------------------------- the command
 
 
 def print_list():
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # quiet where nobody reads on: | head
     for name, space in SPACES.items():
         steps = space.seeds * sum(env.steps for env in space.envs.values())
-        cost = f"{space.seeds * len(space.envs)} runs, {steps} steps, {steps / STEPS_PER_SECOND / 3600:.1f} core-hours"
+        hours = steps / STEPS_PER_SECOND / 3600
+        cost = f"{space.seeds * len(space.envs)} runs, {steps} steps, {hours:.1f} core-hours"
         say(f"{name}: {space.script} {space.flags}; a trial that is not pruned: {cost}")
         for key, value in [*space.envs.items(), *space.search.items()]:
             say(f"    {key}: {value}")
@@ -288,7 +174,6 @@ def main():
             hint = ", the number of finished trials wanted in all" if flag == "trials" else ""
             fail(f"--{flag} must be at least {least}{hint}")
     space, runs = SPACES[args.space], Path.cwd() / "runs"
-    sys.path.insert(0, str((ROOT / space.script).parent))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tuning = Tuning(args.space, space, args, runs)
     try:
@@ -299,7 +184,8 @@ def main():
         with tuning.lock(wait=True):  # one process at a time writes
             report(args.space, tuning.study, space, RESULTS / f"tune-{args.space}")
     except KeyboardInterrupt:
-        sys.exit(f"stopped, to continue: {shlex.join(['python', '-m', 'benchmark.tune', *sys.argv[1:]])}")
+        command = shlex.join(["python", "-m", "benchmark.tune", *sys.argv[1:]])
+        sys.exit(f"stopped, to continue: {command}")
     except OSError as error:
         where = f"{runs} and {RESULTS} must be folders with space, where one may write"
         fail(f"{error}: {where}; the same command continues")

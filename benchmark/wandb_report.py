@@ -1,28 +1,37 @@
-"""A study's report on Weights & Biases: the text and tables of benchmark/report.py, and curves of the tracked runs."""
+"""A study's report on Weights & Biases: the text of benchmark/report.py, curves of tracked runs."""
 
 import re
 
 import wandb
 import wandb_workspaces.reports.v2 as wr
 
-from benchmark.run import fail, runs_of
+from benchmark.runs import RETURN, fail, runs_of
 from benchmark.studies import Study
 
 
 def build(entity: str, project: str, name: str, study: Study, text: str) -> wr.Report:
-    """The report, not yet saved. A line per variant and environment: the mean of its seeds, with the standard error."""
+    """The report, not yet saved.
+
+    A line per variant and environment: the mean of its seeds, with the standard error.
+    """
     text = re.sub(r"!\[.*\]\(.*\)\n\n", "", text)  # the images are files beside the text
     title, text = text.split("\n", 1)
     blocks = []
     for env_id in study.envs:
-        keys = {run.variant: run.key for run in runs_of(name, study) if run.env_id == env_id}
-        # what a run is known by is its experiment's name: runs shared with other studies are found, other versions not
-        known = lambda key: dict(filters=f"Config('exp_name') = '{key}'", groupby=["config.exp_name"])
-        runsets = [wr.Runset(entity, project, name=label, **known(key)) for label, key in keys.items()]
+        here = [run for run in runs_of(name, study) if run.env_id == env_id]
+        keys = {run.variant: sorted(run.keys) for run in here}
+        # The key of a run is its experiment's name: those shared with other studies are found too.
+        # All runs of a set have the environment in common: grouped by it, they make one line.
+        which = lambda known: dict(
+            filters=f"Config('exp_name') in {known}", groupby=["config.env_id"]
+        )
+        runsets = [
+            wr.Runset(entity, project, name=label, **which(known)) for label, known in keys.items()
+        ]
         curve = wr.LinePlot(
             title=env_id,
             x="Step",
-            y=["eval/episodic_return"],
+            y=[RETURN],
             title_x="environment steps",
             title_y="return, deterministic policy",
             groupby_aggfunc="mean",

@@ -1,14 +1,19 @@
-"""One test for several scripts: where a module lists SCRIPTS, each of its tests runs once per script, as its `sac`.
+"""One test for several scripts: a test that takes `sac` runs once with each of the three.
 
-The marks `only` and `without`, on a test or on one of its parameters, name the scripts that it is for or is not for.
-What a module takes from the script when it is imported stays the first one's: names and runs that many tests share
-come from fixtures of the module that depend on `tested`.
+The marks `only` and `without`, on a module, a test or one of its parameters, name the scripts that
+it is for or is not for. The mark `slow` keeps a test out of the fast tier: pytest -m "not slow".
 """
 
 import importlib
 import os
 
 import pytest
+import torch
+from helpers import SCRIPTS, Watched
+
+import sac_continuous
+
+LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train for many seconds
 
 
 def pytest_configure(config):
@@ -16,37 +21,56 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "without(*scripts): the scripts that this is not for")
 
 
-def pytest_generate_tests(metafunc):
-    if scripts := getattr(metafunc.module, "SCRIPTS", None):
-        metafunc.parametrize("tested", scripts, indirect=True)
-
-
-def meant(item):
-    """Whether the marks of a test, and of its parameters, let it run on its script."""
-    script = item.callspec.params.get("tested") if hasattr(item, "callspec") else None
-    only, without = ([mark.args for mark in item.iter_markers(name)] for name in ("only", "without"))
-    return all(script in names for names in only) and not any(script in names for names in without)
+def is_meant(item) -> bool:
+    """Whether the marks of a test, and of its parameters, let it run with its script."""
+    script = item.callspec.params.get("sac") if hasattr(item, "callspec") else None
+    if script is None:
+        return True
+    named = all(script in mark.args for mark in item.iter_markers("only"))
+    return named and not any(script in mark.args for mark in item.iter_markers("without"))
 
 
 def pytest_collection_modifyitems(items):
-    items[:] = [item for item in items if meant(item)]
+    items[:] = [item for item in items if is_meant(item)]
+    for item in items:
+        if is_run_of_a_copy(item) or LONG & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tested(request):
-    """The script under test."""
-    with pytest.MonkeyPatch.context() as patch:
-        script = importlib.import_module(request.param) if hasattr(request, "param") else None
-        if script:
-            patch.setattr(request.module, "sac", script)
-        yield script
+def is_run_of_a_copy(item) -> bool:
+    """Whether a test has a copy of sac_continuous.py run: too long for the fast tier."""
+    script = item.callspec.params.get("sac") if hasattr(item, "callspec") else None
+    runs = {"train", "recorded", "tmp_path"} & set(item.fixturenames)
+    return script in SCRIPTS[1:] and bool(runs)
 
 
-@pytest.fixture(scope="module")
-def equipped(tested):
-    """The script under test, and what its environments need already imported: no forked child has to do it again."""
-    if tested.__name__ == "sac_dmc":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # as main() does, before dm_control looks
+@pytest.fixture(scope="module", params=SCRIPTS)
+def sac(request):
+    """The script under test, and what its environments need already imported.
+
+    So no forked child has to import it again.
+    """
+    if request.param == "sac_dmc":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # as the script does, before dm_control looks
         pytest.importorskip("dm_control.suite")
         pytest.importorskip("shimmy")
-    return tested
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def gymnasium_only(sac, monkeypatch):
+    """Gymnasium's environments for sac_dmc.py too, whose loop is its parent's."""
+    if sac.__name__ == "sac_dmc":
+        monkeypatch.setattr(sac, "make_env", sac_continuous.make_env)
+        monkeypatch.setattr(sac, "full_name", sac_continuous.full_name)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """train(sac, env_id, total_timesteps, **flags): a watched run of main() in an empty folder."""
+    return Watched(monkeypatch, tmp_path)

@@ -1,7 +1,6 @@
-"""How the scripts meet their user: mistakes in the flags, Ctrl-C, broken environments, full disks, little memory.
+"""How the scripts meet their user: mistakes in the flags, Ctrl-C, full disks, little memory.
 
-Most tests run the real main() in a forked child. That gives a real exit code and all that reached the terminal, at a
-fraction of the time of a fresh interpreter, and whatever a test breaks ends with the child.
+Most tests run the real main() in a forked child.
 """
 
 import dataclasses
@@ -9,7 +8,6 @@ import errno
 import importlib.machinery
 import json
 import math
-import multiprocessing
 import os
 import re
 import resource
@@ -20,7 +18,6 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -28,48 +25,27 @@ import psutil
 import pytest
 import torch
 from gymnasium.spaces import Box, MultiDiscrete
+from helpers import (
+    Toy,
+    command,
+    load,
+    only_run,
+    register,
+    run,
+    run_forked,
+    saved_args,
+    tensors,
+)
 
-import sac_continuous
-import sac_continuous as sac  # the tests have each script in its place
-
-SCRIPTS = ["sac_continuous", "sac_dmc", "sac_ablations"]
-ENVIRONMENTS = {"sac_dmc": ("cartpole-swingup", "cartpole-balance")}  # one that is quickly stepped, and another
 # A run of half a second: where a mistake goes unnoticed, its test ends soon all the same.
-QUICK = "--total-timesteps 60 --learning-starts 50 --batch-size 8 --buffer-size 100 --eval-frequency 50 "
-QUICK += "--eval-episodes 1 --log-frequency 20 --checkpoint-frequency 40 --threads 1 --no-cuda"
+QUICK = "--total-timesteps 60 --learning-starts 50 --batch-size 8 --buffer-size 100 "
+QUICK += "--eval-frequency 50 --eval-episodes 1 --log-frequency 20 --checkpoint-frequency 40 "
+QUICK += "--threads 1 --no-cuda"
 
 by_gymnasium = pytest.mark.without("sac_dmc")  # a mistake that only Gymnasium's names allow
 once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 not_thrice = pytest.mark.without("sac_ablations")  # likewise
-
-
-class Toy(gym.Env):
-    """An environment that goes on for ever and pays 1 per step, until something odd happens in step `at`."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
-    steps = 0  # of all instances
-
-    def __init__(self, width=2, action_space=None, odd=None, at=math.inf, render_mode=None):
-        self.observation_space, self.action_space = Box(-1, 1, (width,)), action_space or Box(-1, 1, (1,))
-        self.odd, self.at, self.render_mode = odd, at, render_mode
-
-    def reset(self, seed=None, options=None):
-        return np.ones(self.observation_space.shape, np.float32), {}
-
-    def step(self, action):
-        Toy.steps += 1
-        odd = self.odd if Toy.steps >= self.at else 1.0
-        return self.reset()[0], odd() if callable(odd) else odd, False, False, {}
-
-    def render(self, *_, **__):
-        raise RuntimeError("no screen here")
-
-
-def register(name, entry_point=Toy, **kwargs):
-    gym.registry.pop(f"Toy/{name}-v0", None)  # of another script's test
-    gym.register(f"Toy/{name}-v0", entry_point, kwargs=kwargs)
-    return f"Toy/{name}-v0"
-
+toys = pytest.mark.usefixtures("gymnasium_only")  # Toy, around which the loop of each script runs
 
 UNRENDERABLE = register("Unrenderable")
 UNBOUNDED = register("Unbounded", action_space=Box(-math.inf, math.inf, (1,)))
@@ -78,78 +54,28 @@ WHOLE_NUMBERS = register("WholeNumbers", action_space=Box(-1, 1, (1,), np.int64)
 CHOICES = register("Choices", action_space=MultiDiscrete([2, 3]))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def names(equipped):
-    """What the tests call the script under test, its environments, and a small run of it."""
-    global SCRIPT, ENVIRONMENT, ANOTHER, SMALL
-    SCRIPT = Path(equipped.__file__)
-    ENVIRONMENT, ANOTHER = ENVIRONMENTS.get(equipped.__name__, ("Pendulum-v1", "MountainCarContinuous-v0"))
-    SMALL = f"--env-id {ENVIRONMENT} {QUICK}"
+def quick_env(sac) -> str:
+    return "cartpole-swingup" if sac.__name__ == "sac_dmc" else "Pendulum-v1"
 
 
-@pytest.fixture
-def toys(monkeypatch):
-    """Toys as environments: sac_dmc.make_env knows the suite alone, but the loop runs around the parent's as well."""
-    if sac.__name__ == "sac_dmc":
-        monkeypatch.setattr(sac, "make_env", sac_continuous.make_env)
+def small(sac) -> str:
+    return f"--env-id {quick_env(sac)} {QUICK}"
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def child(script, folder, arguments):
-    os.chdir(folder)
-    for name, target in (("stdout", 1), ("stderr", 2)):  # both levels: libraries in C write past Python
-        stream = open(f"{name}.txt", "w", buffering=1)
-        setattr(sys, name, stream)
-        os.dup2(stream.fileno(), target)
-    sys.argv = [f"{script.__name__}.py", *arguments.split()]
-    script.main()
-
-
-def run(folder, arguments, script=None):
-    """The end of one run in `folder` of the script under test, or of `script`."""
-    process = multiprocessing.get_context("fork").Process(target=child, args=(script or sac, folder, arguments))
-    process.start()
-    process.join(120)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    return Ended(process.exitcode, (folder / "stdout.txt").read_text(), (folder / "stderr.txt").read_text())
-
-
-def content(folder):
+def content(folder: Path) -> dict:
     """Every file below `folder`, with its bytes, and every folder."""
-    return {str(path): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+    paths = sorted(folder.rglob("*"))
+    return {str(path): path.is_file() and path.read_bytes() for path in paths}
 
 
-def refusal(folder, arguments):
-    """The one line that a run which must not begin ends with, once the rest of its contract is checked."""
+def refusal(folder: Path, sac, arguments: str, sabotage=None) -> str:
+    """The one line that a run which must not begin ends with, its contract checked."""
     before = content(folder / "runs")
-    code, _, err = run(folder, arguments)
+    code, _, err = run_forked(folder, sac, arguments, sabotage)
     assert code == 2, err
-    assert err.startswith("error:") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert re.fullmatch("error: .*\n", err), err
     assert content(folder / "runs") == before
     return err
-
-
-def only_run(folder):
-    (run_folder,) = (folder / "runs").iterdir()
-    return run_folder
-
-
-def load(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def tensors(state):
-    """All tensors of a nested state."""
-    if isinstance(state, dict):
-        return [tensor for value in state.values() for tensor in tensors(value)]
-    return [state] if isinstance(state, torch.Tensor) else []
 
 
 @pytest.fixture(autouse=True)
@@ -158,18 +84,19 @@ def no_screen(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(names, tmp_path_factory):
+def trained(sac, tmp_path_factory):
     """A folder in which a run was finished."""
     folder = tmp_path_factory.mktemp("trained")
-    assert run(folder, SMALL).code == 0
+    ended = run_forked(folder, sac, small(sac))
+    assert ended.code == 0, ended.err
     return folder
 
 
 @pytest.fixture
-def finished(trained, tmp_path):
+def finished(sac, trained, tmp_path):
     """The folder of a finished run, to be damaged at will."""
     folder = Path(shutil.copytree(only_run(trained), tmp_path / "runs" / "finished"))
-    assert (folder / SCRIPT.name).exists()  # a run of the script under test
+    assert (folder / f"{sac.__name__}.py").exists()  # a run of the script under test
     return folder
 
 
@@ -179,10 +106,14 @@ def uninstall(monkeypatch):
 
     def uninstall(package):
         find = importlib.machinery.PathFinder.find_spec
-        hide = lambda name, *rest: None if name.split(".")[0] == package else find(name, *rest)
+
+        def hide(name, *rest):
+            return None if name.split(".")[0] == package else find(name, *rest)
+
         monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", hide)
-        # whoever imported it has to try again
-        for name in [name for name in sys.modules if re.match(rf"{package}|shimmy|gymnasium\.envs\.(muj|box)", name)]:
+        # Whoever imported it has to try again.
+        importers = re.compile(rf"{package}|shimmy|gymnasium\.envs\.(muj|box)")
+        for name in [name for name in sys.modules if importers.match(name)]:
             monkeypatch.delitem(sys.modules, name)
         for name in [name for name in gym.registry if name.startswith("dm_control/")]:
             monkeypatch.delitem(gym.registry, name)
@@ -190,7 +121,7 @@ def uninstall(monkeypatch):
     return uninstall
 
 
-# Mistakes in the flags
+# Mistakes in the flags ----------------------------------------------------------------------------
 
 
 @by_gymnasium
@@ -199,7 +130,7 @@ def uninstall(monkeypatch):
     [
         ("Hoper-v4", "Hopper"),  # the suggestion is Gymnasium's
         ("Hopper-v9", "v5"),
-        ("Hopper-v3", "gymnasium-robotics"),
+        ("Hopper-v3", "Use Hopper-v4 or Hopper-v5"),
         ("Hopper/v4/", "Malformed"),
         ("no_such_module:Hopper-v4", "No module named 'no_such_module'"),
         ("shimmy:dm_control/cartpole-balanced-v0", "cartpole-balance"),
@@ -210,14 +141,15 @@ def uninstall(monkeypatch):
         (CHOICES, "continuous"),
     ],
 )
-def test_environments_that_cannot_be_learned(tmp_path, env_id, answer):
-    line = refusal(tmp_path, f"{SMALL} --env-id {env_id}")
-    assert "--env-id" in line and env_id in line and answer in line
+def test_environments_that_cannot_be_learned(sac, tmp_path, env_id, answer):
+    line = refusal(tmp_path, sac, f"{small(sac)} --env-id {env_id}")
+    assert f"--env-id {env_id}" in line
+    assert answer in line
     assert "pip install" not in line  # nothing is missing
 
 
-def test_mistakes_in_two_flags(tmp_path):
-    assert "--env-id" in refusal(tmp_path, f"{SMALL} --env-id Hoper-v4 --capture-video")
+def test_mistakes_in_two_flags(sac, tmp_path):
+    assert "--env-id" in refusal(tmp_path, sac, f"{small(sac)} --env-id Hoper-v4 --capture-video")
 
 
 @pytest.mark.parametrize(
@@ -231,19 +163,22 @@ def test_mistakes_in_two_flags(tmp_path):
         ("dm_control", "--env-id shimmy:dm_control/cartpole-balance-v0"),
     ],
 )
-def test_missing_packages(tmp_path, monkeypatch, uninstall, package, flags):
-    if sac.__name__ == "sac_dmc":  # OpenGL does not survive a fork
-        monkeypatch.setattr("dm_control.mujoco.Physics.render", lambda *_, **__: np.zeros((480, 640, 3), np.uint8))
+def test_missing_packages(sac, tmp_path, monkeypatch, uninstall, package, flags):
+    if sac.__name__ == "sac_dmc":
+        # OpenGL does not survive a fork.
+        picture = np.zeros((480, 640, 3), np.uint8)
+        monkeypatch.setattr("dm_control.mujoco.Physics.render", lambda *_, **__: picture)
     uninstall(package)
-    line = refusal(tmp_path, f"{SMALL} {flags}")
-    # what the suite itself needs, sac_dmc.py needs whatever the flags
-    assert flags.split()[0] in line or (sac.__name__ == "sac_dmc" and package in ("shimmy", "dm_control"))
+    line = refusal(tmp_path, sac, f"{small(sac)} {flags}")
     assert re.search(f"(?i){package}.*pip install", line)
+    # What the suite itself needs, sac_dmc.py needs whatever the flags.
+    always_needed = sac.__name__ == "sac_dmc" and package in ("shimmy", "dm_control")
+    assert flags.split()[0] in line or always_needed
 
 
 IMPOSSIBLE = {
-    "--total-timesteps": "0 -1",
-    "--num-envs": "0 -1 101",  # of a buffer for 100
+    "--total-timesteps": "0 -1 2000000000000",
+    "--num-envs": "0 -1 101 10001",  # 101: of a buffer for 100
     "--buffer-size": "0 -1 7",  # 7: a batch has 8
     "--batch-size": "0 -1 101",
     "--gamma": "-0.1 1.1 nan inf",
@@ -255,207 +190,528 @@ IMPOSSIBLE = {
     "--eval-episodes": "0 -1",
     "--checkpoint-frequency": "0 -1",
     "--log-frequency": "0 -1",
-    "--threads": "0 -1",
+    "--threads": "0 -1 257",
     "--seed": "-1 99999999999999999999",  # beyond 64 bits
 }
+NUMBERS = [(flag, value) for flag in IMPOSSIBLE for value in IMPOSSIBLE[flag].split()]
 
 
-@pytest.mark.parametrize("flag, value", [(flag, value) for flag in IMPOSSIBLE for value in IMPOSSIBLE[flag].split()])
-def test_impossible_numbers(tmp_path, flag, value):
-    assert flag in refusal(tmp_path, f"{SMALL} {flag} {value}")
+@pytest.mark.parametrize("flag, value", NUMBERS)
+def test_impossible_numbers(sac, tmp_path, flag, value):
+    line = refusal(tmp_path, sac, f"{small(sac)} {flag} {value}")
+    assert flag in line
+    assert value in line
 
 
-@pytest.mark.parametrize("flags", ["--batch-size abc", "--num-envs nan", "--seed 1.5", "--gamma x", "--width 3"])
-def test_flags_that_cannot_be_read(tmp_path, flags):
-    code, out, err = run(tmp_path, f"{SMALL} {flags}")
-    assert code == 2 and flags.split()[0] in err and "Traceback" not in err
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--num-envs 40 --buffer-size 30",
+        "--batch-size 31 --buffer-size 30",
+    ],
+)
+def test_numbers_that_must_not_exceed_each_other(sac, tmp_path, flags):
+    one, value, other, limit = flags.split()
+    line = refusal(tmp_path, sac, f"{small(sac)} {flags}")
+    assert f"{one} {value} must not exceed {other} ({limit})" in line
+
+
+@pytest.mark.parametrize(
+    "flags", ["--batch-size abc", "--num-envs nan", "--seed 1.5", "--gamma x", "--width 3"]
+)
+def test_flags_that_cannot_be_read(sac, tmp_path, flags):
+    code, _, err = run_forked(tmp_path, sac, f"{small(sac)} {flags}")
+    assert code == 2
+    assert flags.split()[0] in err
+    assert "Traceback" not in err
     assert not (tmp_path / "runs").exists()
 
 
-def test_numbers_at_the_limit_work(tmp_path):
-    flags = "--gamma 1 --tau 1 --learning-starts 8 --eval-frequency 0 --buffer-size 8 --num-envs 8 --seed 0"
-    assert run(tmp_path, f"{SMALL} {flags}").code == 0
+def test_learning_cannot_start_before_the_first_round_is_stored(sac, tmp_path):
+    """An update would find an empty buffer."""
+    line = refusal(tmp_path, sac, f"{small(sac)} --num-envs 5 --learning-starts 4")
+    assert "--learning-starts 4 must be at least 5" in line
+    if sac.__name__ != "sac_continuous":
+        repeated = "--num-envs 3 --action-repeat 2 --learning-starts 5"
+        assert "must be at least 6" in refusal(tmp_path, sac, f"{small(sac)} {repeated}")
 
 
-@pytest.mark.parametrize("flags, available", [("", 1000), ("--total-timesteps 10000000000000", 10**10)])
-def test_buffers_larger_than_memory(tmp_path, monkeypatch, flags, available):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-    line = refusal(tmp_path, f"{SMALL} --buffer-size 10000000000000 {flags}")
-    assert "--buffer-size" in line and "GB" in line
+def test_numbers_at_the_limit_work(sac, tmp_path):
+    flags = "--gamma 1 --tau 1 --learning-starts 8 --eval-frequency 0 --buffer-size 8 "
+    flags += "--num-envs 8 --seed 0"
+    code, _, err = run_forked(tmp_path, sac, f"{small(sac)} {flags}")
+    assert code == 0, err
 
 
+def parsed(monkeypatch, sac, flags: str):
+    monkeypatch.setattr(sys, "argv", [f"{sac.__name__}.py", *flags.split()])
+    return sac.parse_args()[0]
+
+
+@pytest.mark.parametrize(
+    "flags, key, value",
+    [
+        ("--total-timesteps 1e6", "total_timesteps", 1_000_000),
+        ("--buffer-size 2.5e5", "buffer_size", 250_000),
+        ("--learning-starts 1e0", "learning_starts", 1),
+        ("--num-envs 16", "num_envs", 16),
+        ("--gamma 1e-1", "gamma", 0.1),
+        ("--policy-lr 1e-3", "policy_lr", 0.001),
+        ("--exp-name 1e6", "exp_name", "1e6"),
+    ],
+)
+def test_counts_may_be_powers_of_ten(sac, monkeypatch, flags, key, value):
+    args = parsed(monkeypatch, sac, flags)
+    assert getattr(args, key) == value
+    assert type(getattr(args, key)) is type(value)
+
+
+@pytest.mark.parametrize("available", [1000, 10**10])
+def test_buffers_larger_than_memory(sac, tmp_path, monkeypatch, available):
+    memory = SimpleNamespace(available=available)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    flags = "--buffer-size 1e12 --total-timesteps 1e12"
+    line = refusal(tmp_path, sac, f"{small(sac)} {flags}")
+    assert "--buffer-size" in line
+    assert "GB" in line
+
+
+def test_the_part_of_a_buffer_that_the_run_cannot_fill_takes_no_memory(sac, tmp_path, monkeypatch):
+    memory = SimpleNamespace(available=10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    code, _, err = run_forked(tmp_path, sac, f"{small(sac)} --buffer-size 1e12")
+    assert code == 0, err
+
+
+def test_batches_larger_than_memory(sac, tmp_path, monkeypatch):
+    memory = SimpleNamespace(available=10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    flags = "--batch-size 1e6 --buffer-size 1e6"
+    assert "--batch-size" in refusal(tmp_path, sac, f"{small(sac)} {flags}")
+
+
+# Cheap checks come first: each of these mistakes is told before all that stand below it.
+MISTAKES = {
+    "--gamma": "--gamma 2",
+    "--resume": "--resume runs/finished",
+    "--env-id": "--capture-video",
+    "--buffer-size": "",  # more than the memory that is free
+    "--wandb-project-name": "--track --wandb-project-name a/b",
+}
+
+
+@by_gymnasium
+@pytest.mark.parametrize("first", range(len(MISTAKES)))
+def test_checks_come_in_the_order_cheap_to_dear(sac, finished, tmp_path, monkeypatch, first):
+    """All mistakes from the first on are made at once; the first is the one that is told."""
+    monkeypatch.setattr(gym.Env, "render", Toy.render)
+    monkeypatch.setattr("gymnasium.envs.classic_control.PendulumEnv.render", Toy.render)
+    if first <= 3:
+        memory = SimpleNamespace(available=1000)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    (finished / "checkpoint.pt").write_bytes(b"damaged")
+    flags = dict(list(MISTAKES.items())[first:])
+    given = " ".join(flags.values())
+    if "--resume" not in flags:
+        given = f"{small(sac)} {given}"
+    line = refusal(tmp_path, sac, given)
+    assert line.startswith(f"error: {list(flags)[0]} "), line
+
+
+@pytest.mark.parametrize("dear", ["make_env", "check_wandb", "choose_compilation", "open_folder"])
+def test_a_wrong_number_is_told_before_anything_is_made(sac, tmp_path, dear):
+    def sabotage(script):
+        setattr(script, dear, lambda *_, **__: os._exit(3))
+
+    assert "--gamma" in refusal(tmp_path, sac, f"{small(sac)} --gamma 2 --track", sabotage)
+
+
+def test_nothing_is_compiled_for_a_run_that_cannot_be_tracked(sac, tmp_path):
+    def sabotage(script):
+        script.choose_compilation = lambda *_: os._exit(3)
+
+    flags = f"{small(sac)} --track --wandb-project-name a/b"
+    assert "--wandb-project-name" in refusal(tmp_path, sac, flags, sabotage)
+
+
+def test_an_unknown_mode_of_wandb(sac, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    line = refusal(tmp_path, sac, f"{small(sac)} --track")
+    assert "WANDB_MODE=sometimes" in line
+    assert "--track" in line
+
+
+@pytest.mark.slow
 @once
-@pytest.mark.parametrize("name, value", [("CXX", "/no/such/compiler"), ("PATH", "/no/such/folder")])
-@pytest.mark.parametrize("flags", ["--compile on", "--total-timesteps 50000 --learning-starts 49990"])
-def test_without_a_compiler_the_update_runs_uncompiled(tmp_path, monkeypatch, name, value, flags):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # else what another test compiled would do
-    command = [sys.executable, SCRIPT, *f"{SMALL} --eval-frequency 0 --checkpoint-frequency 50000 {flags}".split()]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert len([line for line in result.stdout.splitlines() if "no C++ compiler" in line]) == 1
-    assert json.loads((only_run(tmp_path) / "args.json").read_text())["compile"] == "off"
+@pytest.mark.parametrize(
+    "name, value, flags",
+    [
+        ("CXX", "/no/such/compiler", "--compile on"),
+        ("PATH", "/no/such/folder", "--total-timesteps 5e4 --learning-starts 49900 --num-envs 50"),
+    ],
+)
+def test_without_a_compiler_the_update_runs_uncompiled(sac, tmp_path, name, value, flags):
+    # An empty cache, else what another test compiled would do.
+    environment = {"CXX": None, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), name: value}
+    flags = f"{small(sac)} --eval-frequency 0 --checkpoint-frequency 50000 {flags}"
+    code, out, err = run(tmp_path, sac, flags, **environment)
+    assert code == 0, err
+    said = [line for line in out.splitlines() if "no working C++ compiler" in line]
+    assert len(said) == 1
+    assert saved_args(only_run(tmp_path))["compile"] == "off"
 
 
-def test_video_of_what_cannot_be_rendered(tmp_path, monkeypatch):
+@pytest.fixture
+def no_cache_chosen(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "x")  # so that it is put back afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+
+class TestCompiledCode:
+    @pytest.mark.usefixtures("no_cache_chosen")
+    def test_is_kept_in_the_users_cache(self, sac, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        sac.keep_compiled_code()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "one-file-sac")
+        assert (tmp_path / "cache" / "one-file-sac").is_dir()
+
+    @pytest.mark.usefixtures("no_cache_chosen")
+    def test_is_kept_at_home_where_no_cache_is_named(self, sac, tmp_path, monkeypatch):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        sac.keep_compiled_code()
+        expected = str(tmp_path / ".cache" / "one-file-sac")
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
+
+    def test_is_kept_where_the_user_wants_it(self, sac, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+        sac.keep_compiled_code()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mine")
+        assert not (tmp_path / "cache").exists()
+
+    @pytest.mark.usefixtures("no_cache_chosen")
+    def test_is_kept_where_pytorch_likes_if_that_cannot_be_written(
+        self, sac, tmp_path, monkeypatch
+    ):
+        (tmp_path / "cache").write_text("a file in the place of the folder")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        sac.keep_compiled_code()
+        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+    @once
+    @pytest.mark.slow
+    @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no compiler")
+    def test_is_there_after_a_run(self, sac, tmp_path):
+        folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+        (tmp_path / "tmp").mkdir()
+        flags = f"{small(sac)} --compile on --eval-frequency 0"
+        code, _, err = run(tmp_path, sac, flags, TORCHINDUCTOR_CACHE_DIR=None, **folders)
+        assert code == 0, err
+        kept = list((tmp_path / "cache" / "one-file-sac").rglob("*.so"))
+        assert kept
+
+
+def test_video_of_what_cannot_be_rendered(sac, tmp_path, monkeypatch):
+    flags = f"{small(sac)} --capture-video"
     if sac.__name__ == "sac_dmc":
         monkeypatch.setattr("dm_control.mujoco.Physics.render", Toy.render)
-    flags = "" if sac.__name__ == "sac_dmc" else f"--env-id {UNRENDERABLE}"
-    line = refusal(tmp_path, f"{SMALL} {flags} --capture-video")
-    assert "--capture-video" in line and "no screen here" in line
+    else:
+        flags += f" --env-id {UNRENDERABLE}"
+    line = refusal(tmp_path, sac, flags)
+    assert "--capture-video" in line
+    assert "no screen here" in line
 
 
-def cut(share):
-    return lambda path: os.truncate(path, int(share * path.stat().st_size))
+# Damaged runs -------------------------------------------------------------------------------------
+
+
+def cut(path: Path, share: float):
+    os.truncate(path, int(share * path.stat().st_size))
+
+
+def leave_arguments_alone(folder: Path):
+    for path in folder.iterdir():
+        if path.is_file() and path.name != "args.json":
+            path.unlink()
+
+
+def flip_a_bit(path: Path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def change_args(folder: Path, **changed):
+    (folder / "args.json").write_text(json.dumps(saved_args(folder) | changed))
 
 
 DAMAGES = {
-    "whole folder missing": lambda folder: shutil.rmtree(folder),
-    "arguments alone": lambda folder: [path.unlink() for path in folder.iterdir() if path.name != "args.json"],
+    "whole folder missing": shutil.rmtree,
+    "arguments alone": leave_arguments_alone,
     "no arguments": lambda folder: (folder / "args.json").unlink(),
-    "arguments empty": lambda folder: cut(0)(folder / "args.json"),
-    "arguments cut": lambda folder: cut(0.5)(folder / "args.json"),
-    "arguments of something else": lambda folder: (folder / "args.json").write_text('{"width": 3}'),
+    "arguments empty": lambda folder: cut(folder / "args.json", 0),
+    "arguments cut": lambda folder: cut(folder / "args.json", 0.5),
+    "arguments of something else": lambda folder: (folder / "args.json").write_text('{"wid": 3}'),
     "arguments not a table": lambda folder: (folder / "args.json").write_text("[1, 2]"),
-    "checkpoint missing": lambda folder: (folder / "checkpoint.pt").unlink(),
-    "checkpoint empty": lambda folder: cut(0)(folder / "checkpoint.pt"),
-    "checkpoint cut": lambda folder: cut(0.5)(folder / "checkpoint.pt"),
-    "checkpoint cut near its end": lambda folder: cut(0.999)(folder / "checkpoint.pt"),
+    "an argument of another kind": lambda folder: change_args(folder, gamma="much"),
+    "an argument too many": lambda folder: change_args(folder, width=3),
+    "checkpoint empty": lambda folder: cut(folder / "checkpoint.pt", 0),
+    "checkpoint cut": lambda folder: cut(folder / "checkpoint.pt", 0.5),
+    "checkpoint cut near its end": lambda folder: cut(folder / "checkpoint.pt", 0.999),
+    "checkpoint with another bit": lambda folder: flip_a_bit(folder / "checkpoint.pt"),
+    "checkpoint a text": lambda folder: (folder / "checkpoint.pt").write_text("hello"),
+    "checkpoint of a list": lambda folder: torch.save([1], folder / "checkpoint.pt"),
 }
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_runs(tmp_path, finished, damage, flag):
+def test_damaged_runs(sac, tmp_path, finished, damage, flag):
     DAMAGES[damage](finished)
-    line = refusal(tmp_path, f"{flag} runs/finished")
-    assert flag in line and "runs/finished" in line
+    assert f"{flag} runs/finished: " in refusal(tmp_path, sac, f"{flag} runs/finished")
+
+
+def without_a_weight(state: dict):
+    del state["agent"]["log_alpha"]
+
+
+def with_another_weight(state: dict):
+    state["agent"]["log_beta"] = state["agent"]["log_alpha"]
+
+
+def with_a_wider_weight(state: dict):
+    state["agent"]["log_alpha"] = torch.zeros(2)
+
+
+def with_fewer_rows(state: dict):
+    state["rows"] = state["rows"][:-1]
+
+
+def with_narrower_rows(state: dict):
+    state["rows"] = state["rows"][:, :-1].contiguous()
+
+
+def with_noise_for_a_random_state(state: dict):
+    state["random"] = torch.full_like(state["random"], 7)
+
+
+def without(key):
+    return lambda state: state.pop(key)
+
+
+CONTENTS = {f"no {key}": (without(key), key) for key in ("agent", "step", "rows", "count")}
+CONTENTS |= {f"no {key}": (without(key), key) for key in ("random", "versions")}
+CONTENTS |= {
+    "a weight less": (without_a_weight, "log_alpha"),
+    "a weight more": (with_another_weight, "log_beta"),
+    "a weight of another shape": (with_a_wider_weight, "log_alpha"),
+    "a row less": (with_fewer_rows, "rows"),
+    "a column less": (with_narrower_rows, "rows"),
+    "no random state": (with_noise_for_a_random_state, "random"),
+    "a step that cannot be": (lambda state: state.update(step=-1), "step"),
+}
+
+
+@pytest.mark.parametrize("fault", CONTENTS)
+def test_checkpoints_that_are_not_of_this_run(sac, tmp_path, finished, fault):
+    change, name = CONTENTS[fault]
+    state = load(finished / "checkpoint.pt")
+    change(state)
+    torch.save(state, finished / "checkpoint.pt")
+    line = refusal(tmp_path, sac, "--resume runs/finished")
+    assert "--resume runs/finished: " in line
+    assert name in line
+
+
+def test_a_run_without_its_checkpoint_cannot_be_resumed(sac, tmp_path, finished):
+    (finished / "checkpoint.pt").unlink()
+    assert "checkpoint.pt" in refusal(tmp_path, sac, "--resume runs/finished")
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
-def test_runs_of_another_environment(tmp_path, finished, flag):
-    line = refusal(tmp_path, f"{flag} runs/finished --env-id {ANOTHER}")
-    assert "--env-id" in line and ENVIRONMENT in line
+def test_runs_of_another_environment(sac, tmp_path, finished, flag):
+    another = "cartpole-balance" if sac.__name__ == "sac_dmc" else "MountainCarContinuous-v0"
+    line = refusal(tmp_path, sac, f"{flag} runs/finished --env-id {another}")
+    assert "--env-id" in line
+    assert quick_env(sac) in line
 
 
-def test_flags_that_a_resumed_run_must_keep(tmp_path, finished):
-    saved = json.loads((finished / "args.json").read_text())
-    assert sac.Args.fixed >= {"env_id", "buffer_size"}
-    for key in sac.Args.fixed - {"env_id"}:
+def test_flags_that_a_resumed_run_must_keep(sac, tmp_path, finished):
+    saved = saved_args(finished)
+    assert {*sac.FIXED_FLAGS} >= {"env_id", "buffer_size"}
+    for key in {*sac.FIXED_FLAGS} - {"env_id"}:
         flag = f"--{key.replace('_', '-')}"
-        changed = flag if saved[key] is False else f"{flag} {saved[key] + 1}"
-        line = refusal(tmp_path, f"--resume runs/finished {changed}")
-        assert f"{flag} {saved[key]} must stay" in line
+        changed = f"{flag} {saved[key]}1"
+        if isinstance(saved[key], bool):
+            changed = f"--no-{flag[2:]}" if saved[key] else flag
+        line = refusal(tmp_path, sac, f"--resume runs/finished {changed}")
+        assert f"{flag} cannot change in a run: it was {saved[key]}" in line
 
 
-def test_resume_and_evaluate_at_once(tmp_path, finished):
-    line = refusal(tmp_path, "--resume runs/finished --evaluate runs/finished")
-    assert "--resume" in line and "--evaluate" in line
+def test_resume_and_evaluate_at_once(sac, tmp_path, finished):
+    line = refusal(tmp_path, sac, "--resume runs/finished --evaluate runs/finished")
+    assert "--resume" in line
+    assert "--evaluate" in line
 
 
+@pytest.mark.slow
 @once
-def test_track_without_login(tmp_path):
-    # A fresh interpreter: wandb reads its settings once, and what it leaves behind would fail to end with a fork.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment |= dict(HOME=str(tmp_path), NETRC=str(tmp_path / "netrc"), WANDB_CONFIG_DIR=str(tmp_path))
-    command = [sys.executable, SCRIPT, *SMALL.split(), "--track"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2 and re.fullmatch("error: .*--track.*wandb login.*\n", ended.stderr), ended.stderr
+def test_track_without_login(sac, tmp_path):
+    # A fresh interpreter: wandb reads its settings once, and what it leaves behind would fail to
+    # end with a fork.
+    environment = {name: None for name in os.environ if name.startswith("WANDB_")}
+    environment |= dict(HOME=str(tmp_path), NETRC=str(tmp_path / "netrc"))
+    environment |= dict(WANDB_CONFIG_DIR=str(tmp_path))
+    code, _, err = run(tmp_path, sac, f"{small(sac)} --track", **environment)
+    assert code == 2
+    assert re.fullmatch("error: .*--track.*wandb login.*\n", err), err
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @not_thrice
-def test_a_mistake_in_a_fresh_interpreter(tmp_path):
+def test_a_mistake_in_a_fresh_interpreter(sac, tmp_path):
     # Gymnasium warns of Hopper-v3's age before it refuses it; a fresh interpreter would show that.
     # dm_control would warn where it finds no screen.
-    command = [sys.executable, SCRIPT, "--env-id", "Hopper-v3"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2 and re.fullmatch("error: .*\n", ended.stderr), ended.stderr
+    code, _, err = run(tmp_path, sac, "--env-id Hopper-v3")
+    assert code == 2
+    assert re.fullmatch("error: .*\n", err), err
     assert not (tmp_path / "runs").exists()
 
 
-# What the program says of itself
+# What the program says of itself ------------------------------------------------------------------
 
 
-def test_help_has_text_for_every_flag(tmp_path, monkeypatch):
+def test_help_has_text_for_every_flag(sac, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    code, out, err = run(tmp_path, "--help")
+    code, out, _ = run_forked(tmp_path, sac, "--help")
     assert code == 0
     chunks = re.split(r"^\W*(?=--\w)", out.replace("│", " "), flags=re.MULTILINE)
     texts = {re.match(r"--[\w-]+", chunk)[0]: chunk for chunk in chunks[1:]}
-    assert set(texts) == {"--" + field.name.replace("_", "-") for field in dataclasses.fields(sac.Args)}
+    fields = dataclasses.fields(sac.Args)
+    assert set(texts) == {"--" + field.name.replace("_", "-") for field in fields}
     for flag, text in texts.items():
-        words, default = re.sub(r"--[\w-]+", "", text).split("(default:")
-        assert len(re.findall(r"\b[a-z]{2,}\b", words)) >= 2, f"{flag}: {text}"
+        described, _ = re.sub(r"--[\w-]+", "", text).split("(default:")
+        assert len(re.findall(r"\b[A-Za-z][a-z]+\b", described)) >= 2, f"{flag}: {text}"
 
 
-@pytest.mark.usefixtures("toys")
-def test_the_plan_stands_in_one_line_at_the_start(tmp_path):
+@toys
+def test_the_plan_stands_in_one_line_at_the_start(sac, tmp_path):
     env_id = register("Exits", odd=lambda: sys.exit(0), at=1)
-    flags = f"--env-id {env_id} --total-timesteps 10000000 --buffer-size 10000000 --learning-starts 1000 --compile off"
-    code, out, err = run(tmp_path, f"{SMALL} {flags}")
-    (line,) = out.splitlines()
-    assert code == 0 and env_id in line
-    # 2 observations before and 2 after, 1 action, reward and end are 7 numbers of 4 bytes, ten million times
-    assert re.findall(r"([\d.]+) GB", line) == ["0.28"]
+    flags = f"--env-id {env_id} --total-timesteps 1e7 --buffer-size 1e7 --compile off"
+    code, out, err = run_forked(tmp_path, sac, f"{small(sac)} --learning-starts 1000 {flags}")
+    assert code == 0, err
+    plan, _ = out.splitlines()
+    assert env_id in plan
+    # 2 observations before and 2 after, 1 action, reward and end are 7 numbers of 4 bytes, ten
+    # million times.
+    assert re.findall(r"([\d.]+) MB", plan) == ["280.0"]
 
 
-# Ends that are nobody's mistake
+# Ends that are nobody's mistake -------------------------------------------------------------------
 
 
-@not_thrice
-def test_interrupted_runs_say_how_to_go_on(tmp_path):
-    """Ctrl-C after the first checkpoint: the command printed, as it stands, finishes the run."""
-    script = tmp_path / "my project" / SCRIPT.name  # a space in the path, as users have them
-    script.parent.mkdir()
-    shutil.copy(SCRIPT, script)
-    flags = f"{SMALL} --total-timesteps 800 --checkpoint-frequency 100 --log-frequency 50 --eval-frequency 0"
-    log = tmp_path / "log.txt"
+def interrupted(folder: Path, script: Path, flags: str, moment: str) -> tuple[int, str]:
+    """Exit code and output of a run that gets Ctrl-C once it has said `moment`."""
+    log = folder / "log.txt"
     with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, script, *flags.split()], cwd=tmp_path, stdout=file, stderr=file)
-        while "step 150" not in log.read_text() and process.poll() is None:
+        process = subprocess.Popen(command(script, flags), cwd=folder, stdout=file, stderr=file)
+        while moment not in log.read_text() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
-    said, folder = log.read_text(), only_run(tmp_path)
-    assert code > 0 and "Traceback" not in said, said
-    assert not (folder / "model.pt").exists() and load(folder / "checkpoint.pt")["step"] >= 100
-    (command,) = re.findall(r"python .*--resume .*", said)
-    assert folder.name in command
+    return code, log.read_text()
 
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    kwargs = dict(cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    ended = subprocess.run(command, shell=True, **kwargs)
+
+@pytest.mark.slow
+@not_thrice
+def test_interrupted_runs_say_how_to_go_on(sac, tmp_path):
+    """Ctrl-C after the first checkpoint: the command printed, as it stands, finishes the run."""
+    script = tmp_path / "my project" / f"{sac.__name__}.py"  # a space in it, as users have them
+    script.parent.mkdir()
+    shutil.copy(sac.__file__, script)
+    flags = f"{small(sac)} --total-timesteps 800 --checkpoint-frequency 100 --log-frequency 50 "
+    flags += "--eval-frequency 0"
+    code, said = interrupted(tmp_path, script, flags, "step 150")
+    folder = only_run(tmp_path)
+    assert code == 1
+    assert "Traceback" not in said, said
+    assert not (folder / "model.pt").exists()
+    assert load(folder / "checkpoint.pt")["step"] >= 100
+    (line,) = re.findall(r"python .*--resume .*", said)
+    assert folder.name in line
+
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kwargs = dict(cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, timeout=120)
+    ended = subprocess.run(line, shell=True, **kwargs)
     assert ended.returncode == 0, ended.stderr
-    assert only_run(tmp_path) == folder and load(folder / "checkpoint.pt")["step"] == 800
-    assert (folder / "model.pt").exists() and (folder / "learning_curve.png").exists()
+    assert only_run(tmp_path) == folder
+    assert load(folder / "checkpoint.pt")["step"] == 800
+    assert (folder / "model.pt").exists()
+    assert (folder / "learning_curve.png").exists()
 
 
-def test_runs_go_on_with_their_own_copy_of_the_script(tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(sac, "__file__", str(finished / SCRIPT.name))
-    code, out, err = run(tmp_path, "--resume runs/finished --total-timesteps 80")
-    assert code == 0 and load(finished / "checkpoint.pt")["step"] == 80, err
+@pytest.mark.slow
+def test_runs_go_on_with_their_own_copy_of_the_script(sac, tmp_path, finished, monkeypatch):
+    monkeypatch.setattr(sac, "__file__", str(finished / f"{sac.__name__}.py"))
+    code, _, err = run_forked(tmp_path, sac, "--resume runs/finished --total-timesteps 80")
+    assert code == 0, err
+    assert load(finished / "checkpoint.pt")["step"] == 80
 
 
-@pytest.mark.usefixtures("toys")
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])  # the square of the last overflows
-def test_numbers_that_are_not_finite_stop_the_run(tmp_path, value):
+@pytest.mark.slow
+@toys
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])  # 1e30 squared overflows
+def test_numbers_that_are_not_finite_stop_the_run(sac, tmp_path, value):
     env_id = register(f"Pays{value}".replace("+", ""), odd=value, at=130)
-    flags = f"--env-id {env_id} --total-timesteps 1000 --buffer-size 1000 --batch-size 64 --eval-frequency 0"
-    code, out, err = run(tmp_path, f"{SMALL} {flags} --checkpoint-frequency 100 --log-frequency 50")
-    assert code > 0 and re.fullmatch("error: .*losses/.*150.*\n", err), err
+    flags = f"--env-id {env_id} --total-timesteps 1000 --buffer-size 1000 --batch-size 64 "
+    flags += "--eval-frequency 0 --checkpoint-frequency 100 --log-frequency 50"
+    code, _, err = run_forked(tmp_path, sac, f"{small(sac)} {flags}")
+    assert code == 1
+    assert re.fullmatch("error: .*losses/.*150.*\n", err), err
     state = load(only_run(tmp_path) / "checkpoint.pt")
-    assert state["step"] == 100 and len(tensors(state)) > 10
+    assert state["step"] == 100
+    assert len(tensors(state)) > 10
     assert all(tensor.isfinite().all() for tensor in tensors(state))
 
 
-@pytest.mark.usefixtures("toys")
-def test_checkpoints_from_before_learning_are_finite_too(tmp_path):
-    """A number that is not finite lies in the replay, and no loss knows of it yet, when a checkpoint is due."""
-    code, out, err = run(tmp_path, f"{SMALL} --env-id {register('PaysEarly', odd=math.nan, at=30)}")
-    assert code > 0 and re.fullmatch("error: .*\n", err), err
+@pytest.mark.slow
+@toys
+def test_weights_that_are_not_finite_reach_no_checkpoint(sac, tmp_path):
+    """The losses of the last update do not know of what it did to a weight."""
+
+    def sabotage(script):
+        update = script.SAC.update
+
+        def spoil(agent, *args):
+            losses = update(agent, *args)
+            if agent.critic_optimizer.steps == 10:
+                with torch.no_grad():
+                    next(agent.target_critics.parameters())[0, 0, 0] = math.nan
+            return losses
+
+        script.SAC.update = spoil
+
+    env_id = register("Plain")
+    flags = f"{small(sac)} --env-id {env_id} --total-timesteps 60 --checkpoint-frequency 20"
+    code, _, err = run_forked(tmp_path, sac, flags, sabotage)
+    assert code == 1
+    assert re.fullmatch("error: target_critics.* is not finite at step 60.*\n", err), err
     state = load(only_run(tmp_path) / "checkpoint.pt")
+    assert state["step"] == 40
+    assert not (only_run(tmp_path) / "model.pt").exists()
+
+
+@toys
+def test_checkpoints_from_before_learning_are_finite_too(sac, tmp_path):
+    """What is not finite lies in the replay, and no loss knows of it, when a checkpoint is due."""
+    env_id = register("PaysEarly", odd=math.nan, at=30)
+    code, _, err = run_forked(tmp_path, sac, f"{small(sac)} --env-id {env_id}")
+    assert code == 1
+    assert re.fullmatch("error: .*\n", err), err
+    state = load(only_run(tmp_path) / "checkpoint.pt")
+    assert len(tensors(state)) > 10
     assert all(tensor.isfinite().all() for tensor in tensors(state))
 
 
@@ -464,7 +720,18 @@ def no_space(*_):
 
 
 def limit_file_size(file):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    return file
+
+
+def fail_to_flush(file):
+    os.fsync = no_space
+    return file
+
+
+def fail_to_rename(file):
+    os.replace = no_space
     return file
 
 
@@ -472,7 +739,9 @@ class Pressing:
     """A file that has Ctrl-C pressed while torch.save, in C++, is writing it."""
 
     def __init__(self, file):
-        self.file, self.flush = file, file.flush
+        self.file = file
+        self.flush = file.flush
+        self.fileno = file.fileno
 
     def write(self, data):
         if len(data) > 1000:  # the numbers themselves
@@ -480,38 +749,50 @@ class Pressing:
         return self.file.write(data)
 
 
-NO_SPACE, TOO_LARGE = (f"error: .*checkpoint.pt.*{os.strerror(number)}.*" for number in (errno.ENOSPC, errno.EFBIG))
-TROUBLES = {  # what the script says of each, and what makes it, of the file that is to be written
-    "a full disk while writing": (TOO_LARGE, limit_file_size),  # the system's own error, in the midst of the file
-    "a full disk while flushing": (NO_SPACE, lambda file: setattr(os, "fsync", no_space) or file),
-    "a full disk while renaming": (NO_SPACE, lambda file: setattr(os, "replace", no_space) or file),
-    "Ctrl-C while writing": ("stopped, to continue: .*", Pressing),
+def not_written(number: int) -> str:
+    kept = "was not written, the one before it stays"
+    return f"error: .*checkpoint.pt {kept}: .*{os.strerror(number)}.*"
+
+
+# What the script says of each, and what makes it, of the file that is to be written.
+TROUBLES = {
+    # The system's own error, in the midst of the file.
+    "a full disk while writing": (not_written(errno.EFBIG), limit_file_size),
+    "a full disk while flushing": (not_written(errno.ENOSPC), fail_to_flush),
+    "a full disk while renaming": (not_written(errno.ENOSPC), fail_to_rename),
+    "Ctrl-C while writing": ("\nstopped. Last checkpoint: step 0. Continue .*\n.*", Pressing),
 }
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_trouble_in_saving_leaves_the_previous_checkpoint(tmp_path, monkeypatch, trouble):
-    write, saves = torch.save, []
+def test_trouble_in_saving_leaves_the_previous_checkpoint(sac, tmp_path, trouble):
     says, make = TROUBLES[trouble]
 
-    def save(state, file, *rest, **options):
-        saves.append(state["step"])
-        if saves == [0, 40]:
-            shutil.copy(only_run(tmp_path) / "checkpoint.pt", tmp_path / "before.pt")
-            file = make(file)
-        write(state, file, *rest, **options)
+    def sabotage(script):
+        write = torch.save
+        saves = []
 
-    monkeypatch.setattr(torch, "save", save)
-    code, out, err = run(tmp_path, SMALL)
+        def save(state, file, *rest, **options):
+            saves.append(state["step"])
+            if saves == [0, 40]:
+                shutil.copy(only_run(tmp_path) / "checkpoint.pt", tmp_path / "before.pt")
+                file = make(file)
+            write(state, file, *rest, **options)
+
+        torch.save = save
+
+    code, _, err = run_forked(tmp_path, sac, small(sac), sabotage)
     folder = only_run(tmp_path)
-    assert code > 0 and re.fullmatch(f"{says}\n", err), err
+    assert code == 1
+    assert re.search(f"^{says}$", err, re.M), err
+    assert "Traceback" not in err
     assert (folder / "checkpoint.pt").read_bytes() == (tmp_path / "before.pt").read_bytes()
     assert load(folder / "checkpoint.pt")["step"] == 0
     assert not list(folder.rglob("*.tmp*"))
 
 
 class Wide(Toy):
-    """Each transition takes 32 kB of replay. Measures what a checkpoint adds to the memory in use."""
+    """Each transition takes 32 kB of replay. Measures what a checkpoint adds to the memory used."""
 
     resets = 0
 
@@ -528,17 +809,22 @@ class Wide(Toy):
         return np.ones(4000, np.float32), 1.0, False, False, {}
 
 
+@pytest.mark.slow
 @not_thrice
-@pytest.mark.usefixtures("toys")
+@toys
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is in other units")
-def test_checkpoints_take_little_memory(tmp_path):
-    """A buffer filled to a quarter is saved without a copy of it, and without the three quarters that are empty."""
+def test_checkpoints_take_little_memory(sac, tmp_path):
+    """A buffer filled to a quarter is saved without a copy of it, and without the empty rest."""
     env_id = register("Wide", Wide, width=4000)
-    flags = f"--env-id {env_id} --total-timesteps 40000 --buffer-size 40000 --learning-starts 39999 --eval-frequency 0"
-    code, out, err = run(tmp_path, f"{SMALL} {flags} --checkpoint-frequency 10000 --log-frequency 10000")
+    flags = f"--env-id {env_id} --total-timesteps 40000 --buffer-size 40000 "
+    flags += "--learning-starts 39999 --eval-frequency 0 --checkpoint-frequency 10000 "
+    flags += "--log-frequency 10000"
+    code, _, err = run_forked(tmp_path, sac, f"{small(sac)} {flags}")
     assert code == 0, err
     path = only_run(tmp_path) / "checkpoint.pt"
-    state, rows = load(path), 10_000 * (4000 + 1 + 1 + 1 + 4000) * 4
+    state = load(path)
+    rows = 10_000 * (4000 + 1 + 1 + 1 + 4000) * 4
+    agent = sum(tensor.nbytes for tensor in tensors(state["agent"]))
     assert state["step"] == 10_000
     assert json.loads((tmp_path / "memory.json").read_text())["rise"] <= 0.2 * rows
-    assert rows < path.stat().st_size <= rows + sum(tensor.nbytes for tensor in tensors(state["agent"])) + 2e6
+    assert rows < path.stat().st_size <= rows + agent + 2e6

@@ -1,201 +1,350 @@
 """A run that was killed and continued ends with the same bits as one that never stopped.
 
-Runs happen in forked children, so that a real SIGKILL can hit them at a chosen moment: at an environment step, half-way
-through the writing of a checkpoint, or just before its renaming.
+Runs happen in forked children, so that a real SIGKILL can hit them at a chosen moment: at an
+environment step, half-way through the writing of a checkpoint, or just before its renaming.
 """
 
-import importlib
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-import mujoco
 import numpy as np
 import pytest
 import torch
+from helpers import is_same, load, only_run, run_forked, same, saved_args
 
-import sac_continuous as sac
+FLAGS = "--total-timesteps 300 --learning-starts 120 --batch-size 16 --checkpoint-frequency 60 "
+FLAGS += "--log-frequency 20 --eval-frequency 100 --eval-episodes 2 --threads 1"
+# For what needs no long run: evaluations at 10, 20 and 30.
+SHORT = "--total-timesteps 30 --learning-starts 12 --batch-size 4 --checkpoint-frequency 6 "
+SHORT += "--log-frequency 2 --eval-frequency 10 --eval-episodes 1 --threads 1"
+slow = pytest.mark.slow
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 
-FLAGS = "--total-timesteps 300 --learning-starts 120 --batch-size 16 --checkpoint-frequency 60 --log-frequency 20 "
-FLAGS += "--eval-frequency 100 --eval-episodes 2 --threads 1"
+
+def pendulum(sac) -> str:
+    return "cartpole-balance" if sac.__name__ == "sac_dmc" else "Pendulum-v1"
+
+
+# Ways to be killed --------------------------------------------------------------------------------
 
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at_step(n, script):
-    """Replaces ReplayBuffer.add by one that kills the process when it is called for the n-th time in it."""
-    add, calls = script.ReplayBuffer.add, iter(range(n - 1))
+def die_at_step(n):
+    """A sabotage that kills the process at its n-th call of ReplayBuffer.add."""
 
-    def sabotaged(*args):
-        next(calls, None) is None and die()
-        add(*args)
+    def sabotage(script):
+        add = script.ReplayBuffer.add
+        calls = []
 
-    script.ReplayBuffer.add = sabotaged
+        def dying(*args):
+            calls.append(1)
+            if len(calls) == n:
+                die()
+            add(*args)
 
+        script.ReplayBuffer.add = dying
 
-def die_while_writing(n, script):
-    """The n-th checkpoint is written in part to its temporary file, then the process dies."""
-    write, calls = torch.save, iter(range(n - 1))
-
-    def sabotaged(state, file):
-        if next(calls, None) is None:
-            file.write(b"half a checkpoint")
-            file.flush()
-            die()
-        write(state, file)
-
-    torch.save = sabotaged
+    return sabotage
 
 
-def die_before_renaming(n, script):
-    """The n-th checkpoint is whole on the disk but not yet in its place when the process dies."""
-    replace, calls = os.replace, iter(range(n - 1))
+def die_while_writing(n):
+    """The n-th checkpoint is written in part to its temporary name, then the process dies."""
 
-    def sabotaged(*args):
-        next(calls, None) is None and die()
-        replace(*args)
+    def sabotage(script):
+        write = torch.save
+        calls = []
 
-    os.replace = sabotaged
+        def dying(state, file):
+            calls.extend([1] * ("rows" in state))
+            if len(calls) == n:
+                file.write(b"half a checkpoint")
+                file.flush()
+                die()
+            write(state, file)
 
+        torch.save = dying
 
-def child(folder, arguments, sabotage, name):
-    script = importlib.import_module(name)
-    os.chdir(folder)
-    sys.argv = [f"{name}.py", *arguments.split()]
-    sys.stdout = sys.stderr = open("log.txt", "a", buffering=1)
-    if sabotage:
-        how, n = sabotage
-        how(n, script)
-    script.main()
+    return sabotage
 
 
-def run(folder, arguments, sabotage=None, script="sac_continuous"):
-    """Exit code of one process that ran the script in `folder`; -9 where it was killed."""
-    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, arguments, sabotage, script))
-    process.start()
-    process.join()
-    return process.exitcode
+def die_before_renaming(n):
+    """The n-th checkpoint is whole on the disk but not in its place when the process dies."""
+
+    def sabotage(script):
+        replace = os.replace
+        calls = []
+
+        def dying(source, target):
+            calls.extend([1] * (target.name == "checkpoint.pt"))
+            if len(calls) == n:
+                die()
+            replace(source, target)
+
+        os.replace = dying
+
+    return sabotage
 
 
-def result(folder):
-    """The end of a run: its checkpoint, and its TensorBoard curves but for the speed."""
-    (run_folder,) = folder.glob("runs/*")
-    checkpoint = torch.load(run_folder / "checkpoint.pt", weights_only=True)
-    records = sac.read_records(run_folder)
-    del records["charts/SPS"]
-    return checkpoint, records
+# Results ------------------------------------------------------------------------------------------
 
 
-def assert_same(a, b):
-    (checkpoint_a, records_a), (checkpoint_b, records_b) = a, b
-    assert checkpoint_a["step"] == checkpoint_b["step"] > 0
-    assert checkpoint_a["agent"].keys() == checkpoint_b["agent"].keys()
-    for name, tensor in checkpoint_a["agent"].items():  # weights, targets, log alpha, three optimizers
-        assert torch.equal(tensor, checkpoint_b["agent"][name]), name
-    assert torch.equal(checkpoint_a["rows"], checkpoint_b["rows"])
-    assert torch.equal(checkpoint_a["random"], checkpoint_b["random"])
-    np.testing.assert_equal(checkpoint_a["best"], checkpoint_b["best"])
-    assert records_a.keys() == records_b.keys()
-    for key in records_a:
-        np.testing.assert_array_equal(records_a[key], records_b[key], err_msg=key)
+def result(sac, folder: Path) -> dict:
+    """All that a run ends with: its files' content, and its curves but for the speed."""
+    run_folder = only_run(folder)
+    curves = sac.read_records(run_folder)
+    del curves["charts/SPS"]
+    checkpoint = load(run_folder / "checkpoint.pt")
+    assert checkpoint["step"] > 0
+    files = {name: load(run_folder / name) for name in ("model.pt", "best.pt")}
+    return files | {"checkpoint.pt": checkpoint, "curves": curves}
 
 
-def run_through(folder, env, extra="", script="sac_continuous"):
+def run_through(sac, folder: Path, env: str, extra: str = "", flags: str = FLAGS) -> dict:
     folder.mkdir()
-    assert run(folder, f"--env-id {env} {FLAGS} {extra}", script=script) == 0, (folder / "log.txt").read_text()
-    return result(folder)
+    ended = run_forked(folder, sac, f"--env-id {env} {flags} {extra}")
+    assert ended.code == 0, ended.err
+    return result(sac, folder)
 
 
-CASES = [("sac_continuous", env, n, "") for env in ("Pendulum-v1", "Hopper-v4", "BipedalWalker-v3") for n in (1, 4)]
-CASES += [("sac_continuous", "Hopper-v4", 2, "--compile on")]
-CASES += [("sac_dmc", "lqr-lqr_2_1", 1, ""), ("sac_dmc", "cartpole-swingup", 2, "--action-repeat 2")]
+def resume(sac, folder: Path, flags: str = "", sabotage=None):
+    return run_forked(folder, sac, f"--resume {only_run(folder)} {flags}", sabotage)
 
 
-@pytest.mark.parametrize("script, env, num_envs, extra", CASES)
-def test_killed_and_resumed_is_never_killed(tmp_path, script, env, num_envs, extra):
+only_continuous = pytest.mark.only("sac_continuous")
+only_dmc = pytest.mark.only("sac_dmc")
+CASES = [
+    # The ring is full, and its next row in the middle, when this run is resumed.
+    pytest.param("Pendulum-v1", 1, 1, "--buffer-size 100", marks=[only_continuous]),
+    pytest.param("Pendulum-v1", 4, 1, "", marks=[only_continuous, slow]),
+    pytest.param("Hopper-v4", 1, 1, "", marks=[only_continuous, slow]),
+    pytest.param("Hopper-v4", 4, 1, "", marks=[only_continuous, slow]),
+    pytest.param("Hopper-v4", 2, 1, "--compile on", marks=[only_continuous, slow]),
+    pytest.param("BipedalWalker-v3", 4, 1, "", marks=[only_continuous, slow]),
+    pytest.param("lqr-lqr_2_1", 1, 1, "", marks=[only_dmc, slow]),
+    pytest.param("cartpole-swingup", 2, 2, "--action-repeat 2", marks=[only_dmc, slow]),
+]
+
+
+@slow
+@pytest.mark.parametrize("env, num_envs, repeat, extra", CASES)
+def test_killed_and_resumed_is_never_killed(sac, tmp_path, env, num_envs, repeat, extra):
     if env == "BipedalWalker-v3":
         pytest.importorskip("Box2D")
-    if script == "sac_dmc":
-        pytest.importorskip("dm_control")
     if "--compile on" in extra and not shutil.which(os.environ.get("CXX", "g++")):
         pytest.skip("no C++ compiler")
-    whole = run_through(tmp_path / "whole", env, f"--num-envs {num_envs} {extra}", script)
-    if env == "Hopper-v4":  # the others' episodes are longer than the time between checkpoints
-        assert whole[1]["charts/episodic_return"].size > 0
-    assert whole[1]["losses/qf_loss"].size > 0 and whole[1]["eval/episodic_return"].shape == (2, 3)
+    whole = run_through(sac, tmp_path / "whole", env, f"--num-envs {num_envs} {extra}")
+    assert whole["curves"]["losses/qf_loss"].size > 0
+    assert whole["curves"]["eval/episodic_return"].shape == (2, 3)
+    if env == "Hopper-v4":
+        # The others' episodes are longer than the time between checkpoints.
+        assert whole["curves"]["charts/episodic_return"].size > 0
 
     folder = tmp_path / "killed"
     folder.mkdir()
-    stride = num_envs * (2 if "--action-repeat 2" in extra else 1)
+    per_round = num_envs * repeat
     kills = [
-        (die_at_step, 45 // stride),  # before the first scheduled checkpoint, back to step 0
-        (die_at_step, 100 // stride),  # before learning starts, back to step 60
-        (die_while_writing, 2),  # in the second checkpoint of this process
-        (die_before_renaming, 1),
-        (die_at_step, 100 // stride),  # while learning, back to step 180: 60 updates are in that checkpoint
+        die_at_step(45 // per_round),  # before the first scheduled checkpoint, back to step 0
+        die_at_step(100 // per_round),  # before learning starts, back to step 60
+        die_while_writing(2),  # in the second checkpoint of this process
+        die_before_renaming(1),
+        die_at_step(100 // per_round),  # while learning, back to step 180 with 60 updates
     ]
-    first = f"--env-id {env} {FLAGS} --num-envs {num_envs} {extra}"
-    assert run(folder, first, kills[0], script) == -signal.SIGKILL
-    (run_folder,) = folder.glob("runs/*")
-    again = f"--resume {run_folder}"
-    for sabotage in kills[1:]:
-        assert run(folder, again, sabotage, script) == -signal.SIGKILL, (folder / "log.txt").read_text()
-    assert run(folder, again, script=script) == 0, (folder / "log.txt").read_text()
-    assert "warning:" not in (folder / "log.txt").read_text()
-    assert_same(whole, result(folder))
-    assert not list(run_folder.glob("*.tmp"))
+    flags = f"--env-id {env} {FLAGS} --num-envs {num_envs} {extra}"
+    assert run_forked(folder, sac, flags, kills[0]).code == -signal.SIGKILL
+    for kill in kills[1:]:
+        ended = resume(sac, folder, sabotage=kill)
+        assert ended.code == -signal.SIGKILL, ended.err
+    last = load(only_run(folder) / "checkpoint.pt")
+    assert last["step"] == 180
+    assert last["agent"]["critic_optimizer.steps"] == 60 / repeat
+    ended = resume(sac, folder)
+    assert ended.code == 0, ended.err
+    assert "bit-identical" not in ended.err
+    same(result(sac, folder), whole)
+    assert not list(only_run(folder).glob("*.tmp"))
 
 
-def test_one_seed_gives_one_result_and_another_seed_another(tmp_path):
-    first, again = (run_through(tmp_path / name, "Pendulum-v1", "--seed 3") for name in ("first", "again"))
-    other = run_through(tmp_path / "other", "Pendulum-v1", "--seed 4")
-    assert_same(first, again)
-    with pytest.raises(AssertionError):
-        assert_same(first, other)
+@slow
+@once
+def test_one_seed_gives_one_result_and_another_seed_another(sac, tmp_path):
+    first = run_through(sac, tmp_path / "first", "Pendulum-v1", "--seed 3", SHORT)
+    again = run_through(sac, tmp_path / "again", "Pendulum-v1", "--seed 3", SHORT)
+    other = run_through(sac, tmp_path / "other", "Pendulum-v1", "--seed 4", SHORT)
+    same(again, first)
+    assert not is_same(other["model.pt"], first["model.pt"])
+    assert not is_same(other["curves"], first["curves"])
 
 
-def test_a_finished_run_can_be_made_longer_and_says_that_it_is_another(tmp_path):
-    run_through(tmp_path / "run", "Pendulum-v1")
-    folder = tmp_path / "run"
-    (run_folder,) = folder.glob("runs/*")
-    assert run(folder, f"--resume {run_folder} --total-timesteps 420") == 0
-    checkpoint, records = result(folder)
-    assert checkpoint["step"] == 420 and len(checkpoint["rows"]) == 420
-    assert (np.diff(records["losses/alpha"][0]) > 0).all()  # no step twice
-    assert checkpoint["agent"]["log_alpha"] == pytest.approx(np.log(records["losses/alpha"][1][-1]), abs=1e-3)
-    assert records["losses/alpha"][1][-1] != records["losses/alpha"][1][-3]  # the temperature still moves
-    assert "changed: total_timesteps" in (folder / "log.txt").read_text()
+# A finished run -----------------------------------------------------------------------------------
 
 
-def test_a_resume_by_another_version_warns(tmp_path):
-    run_through(tmp_path / "run", "Pendulum-v1")
-    (run_folder,) = tmp_path.glob("run/runs/*")
-    checkpoint = torch.load(run_folder / "checkpoint.pt", weights_only=True)
-    torch.save(checkpoint | {"versions": "of long ago"}, run_folder / "checkpoint.pt")
-    assert run(tmp_path / "run", f"--resume {run_folder}") == 0
-    assert "changed: versions" in (tmp_path / "run" / "log.txt").read_text()
+@pytest.fixture(scope="module")
+def run_once(sac, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_through(sac, folder, pendulum(sac), flags=SHORT)
+    return folder
+
+
+@pytest.fixture
+def finished(run_once, tmp_path):
+    """A folder with a finished run, to be changed at will."""
+    return Path(shutil.copytree(run_once, tmp_path / "copy"))
+
+
+@slow
+class TestLonger:
+    @pytest.fixture
+    def longer(self, sac, finished):
+        ended = resume(sac, finished, "--total-timesteps 42")
+        assert ended.code == 0, ended.err
+        return SimpleNamespace(err=ended.err, **{"all": result(sac, finished)})
+
+    def test_goes_on_to_the_new_end(self, longer):
+        checkpoint = longer.all["checkpoint.pt"]
+        assert checkpoint["step"] == checkpoint["count"] == len(checkpoint["rows"]) == 42
+        assert longer.all["model.pt"]["step"] == 42
+
+    def test_logs_no_step_twice(self, longer):
+        steps, _ = longer.all["curves"]["losses/alpha"]
+        assert steps[-1] == 42
+        assert (np.diff(steps) > 0).all()
+
+    def test_still_learns_the_temperature(self, longer):
+        _, alphas = longer.all["curves"]["losses/alpha"]
+        log_alpha = longer.all["checkpoint.pt"]["agent"]["log_alpha"].item()
+        assert log_alpha == pytest.approx(np.log(alphas[-1]), abs=1e-3)
+        assert alphas[-1] != alphas[-3]
+
+    def test_says_that_it_is_another_run(self, longer):
+        assert "total_timesteps changed" in longer.err
+
+    def test_keeps_the_new_length(self, longer, finished):
+        assert saved_args(only_run(finished))["total_timesteps"] == 42
+
+
+def test_a_resumed_finished_run_says_so(sac, finished):
+    before = (only_run(finished) / "model.pt").read_bytes()
+    ended = resume(sac, finished)
+    assert ended.code == 0, ended.err
+    assert "already finished (30 of 30 steps); to train longer: --total-timesteps" in ended.out
+    assert "bit-identical" not in ended.err
+    assert (only_run(finished) / "model.pt").read_bytes() == before
+
+
+def test_a_run_that_is_not_finished_does_not_say_so(sac, finished):
+    ended = resume(sac, finished, "--total-timesteps 32")
+    assert "resuming at step 30" in ended.out
+    assert "already finished" not in ended.out
+
+
+def test_a_resume_names_every_flag_that_changed(sac, finished):
+    ended = resume(sac, finished, "--gamma 0.9 --batch-size 8")
+    assert ended.code == 0, ended.err
+    assert "warning: batch_size, gamma changed: " in ended.err
+    saved = saved_args(only_run(finished))
+    assert saved["gamma"] == 0.9
+    assert saved["batch_size"] == 8
+
+
+def test_a_changed_flag_holds_at_the_next_resume(sac, finished):
+    resume(sac, finished, "--gamma 0.9 --total-timesteps 32")
+    ended = resume(sac, finished, "--total-timesteps 34")
+    assert "warning: total_timesteps changed: " in ended.err
+    assert saved_args(only_run(finished))["gamma"] == 0.9
+
+
+@slow
+@pytest.mark.parametrize(
+    "name", ["python", "torch", "numpy", "gymnasium", "mujoco", "processor", "gpu"]
+)
+def test_a_resume_by_another_version_warns(sac, finished, name):
+    path = only_run(finished) / "checkpoint.pt"
+    checkpoint = load(path)
+    versions = checkpoint["versions"]
+    if name != "mujoco" or sac.__name__ == "sac_dmc":
+        assert name in versions
+    torch.save(checkpoint | {"versions": versions | {name: "of long ago"}}, path)
+    ended = resume(sac, finished)
+    assert ended.code == 0
+    assert "warning: versions changed: " in ended.err
+
+
+@pytest.mark.parametrize("key", ["count", "random", "rows", "agent", "step"])
+def test_a_checkpoint_holds(sac, finished, key):
+    assert key in load(only_run(finished) / "checkpoint.pt")
+
+
+# The best agent -----------------------------------------------------------------------------------
+
+
+def evaluations(sac, means: list[float]):
+    """A sabotage by which the evaluations, one after the other, have these mean returns."""
+
+    def sabotage(script):
+        left = iter(means)
+        script.evaluate = lambda *_, **__: (np.full(2, next(left)), np.full(2, np.nan))
+
+    return sabotage
+
+
+def best_steps(sac, folder: Path, means, flags="") -> dict:
+    """best.pt of a run of 30 steps whose evaluations, at 10, 20 and 30, are `means`."""
+    folder.mkdir()
+    flags = f"--env-id {pendulum(sac)} {SHORT} {flags}"
+    ended = run_forked(folder, sac, flags, evaluations(sac, means))
+    assert ended.code == 0, ended.err
+    return load(only_run(folder) / "best.pt")
 
 
 @pytest.mark.parametrize(
-    ("script", "env_id"),
-    [
-        ("sac_continuous", "InvertedPendulum-v4"),
-        ("sac_dmc", "cartpole-balance"),
-        ("sac_ablations", "InvertedPendulum-v4"),
-    ],
+    "means, step",
+    [([1, 2, 3], 30), ([3, 2, 1], 10), ([1, 3, 2], 20), ([-3, -1, -2], 20), ([2, 2, 2], 10)],
 )
-def test_a_resume_with_another_mujoco_warns(tmp_path, script, env_id):
-    run_through(tmp_path / "run", env_id, script=script)
-    (run_folder,) = tmp_path.glob("run/runs/*")
-    checkpoint = torch.load(run_folder / "checkpoint.pt", weights_only=True)
-    for versions, warns in (
-        (checkpoint["versions"], False),
-        (checkpoint["versions"].replace(mujoco.__version__, "3.1.6"), True),
-    ):
-        torch.save(checkpoint | {"versions": versions}, run_folder / "checkpoint.pt")
-        assert run(tmp_path / "run", f"--resume {run_folder}", script=script) == 0
-        assert ("changed: versions" in (tmp_path / "run" / "log.txt").read_text()) == warns
+def test_the_best_is_replaced_only_by_a_better_one(sac, tmp_path, means, step):
+    best = best_steps(sac, tmp_path / "run", means)
+    assert best["step"] == step
+    assert best["return"] == max(means)
+
+
+def test_the_best_is_the_agent_of_its_step(sac, tmp_path):
+    """A run that ends at step 20 has the bits of step 20 in its model.pt."""
+    best = best_steps(sac, tmp_path / "run", [1, 3, 2])
+    best_steps(sac, tmp_path / "shorter", [1, 3], "--total-timesteps 20")
+    model = load(only_run(tmp_path / "shorter") / "model.pt")
+    same(best["agent"], model["agent"])
+    assert not is_same(load(only_run(tmp_path / "run") / "model.pt")["agent"], model["agent"])
+
+
+@slow
+@pytest.mark.parametrize("later, step", [([4, 1], 10), ([6, 7], 50), ([1, 6], 50)])
+def test_the_best_outlives_a_resume(sac, tmp_path, later, step):
+    best_steps(sac, tmp_path / "run", [5, 2, 1])
+    ended = resume(sac, tmp_path / "run", "--total-timesteps 50", evaluations(sac, later))
+    assert ended.code == 0, ended.err
+    best = load(only_run(tmp_path / "run") / "best.pt")
+    assert best["step"] == step
+    assert best["return"] == max([5, *later])
+
+
+@slow
+@once
+def test_a_damaged_best_is_replaced(sac, finished):
+    path = only_run(finished) / "best.pt"
+    path.write_bytes(b"damaged")
+    ended = resume(sac, finished, "--total-timesteps 40")
+    assert ended.code == 0, ended.err
+    assert load(path)["step"] == 40
+
+
+def test_a_run_without_evaluations_has_no_best(sac, tmp_path):
+    flags = f"--env-id {pendulum(sac)} {SHORT} --eval-frequency 0"
+    ended = run_forked(tmp_path, sac, flags)
+    assert ended.code == 0, ended.err
+    assert (only_run(tmp_path) / "model.pt").exists()
+    assert not (only_run(tmp_path) / "best.pt").exists()

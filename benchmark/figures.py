@@ -1,0 +1,114 @@
+"""The figures of a report: learning curves over steps and over time, and what the networks did."""
+
+import itertools
+import re
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from benchmark.judge import DECIDING, Rows, estimate
+from benchmark.runs import DIAGNOSTICS
+from benchmark.studies import Study
+
+SHAPES = zip(["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), "-"], "os^vDPX")
+STYLES = [  # told apart without colours too
+    dict(color=f"C{i}", linestyle=line, marker=marker, markersize=4)
+    for i, (line, marker) in enumerate(SHAPES)
+]
+
+
+def short(env_id: str) -> str:
+    """The task's name as papers have it."""
+    return re.sub(r"^shimmy:dm_control/(.*)-v0$", r"\1", env_id)
+
+
+def hours_of(rows: Rows) -> pd.Series:
+    """Hours until each evaluation; of runs whose rows do not say, in proportion to the steps."""
+    at = ["env_id", "variant", "seed", "key"]
+    whole = rows.runs.drop_duplicates(at).set_index(at).reindex(columns=["hours"]).hours
+    table = rows.returns.reindex(columns=[*at, "step", "hours"])
+    share = table.step / table.groupby(at).step.transform("max")
+    return table.hours.fillna(share * whole.reindex(pd.MultiIndex.from_frame(table[at])).to_numpy())
+
+
+def draw_variant(axes, place: int, runs: pd.DataFrame, hours: float, style: dict, label: str):
+    """A variant's curve over steps and over hours, and what its runs ended with."""
+    over_steps, over_hours, ends = axes
+    mean, low, high = estimate(lambda x: x.mean(axis=(0, 1)), runs.to_numpy().T)
+    if len(runs.columns) < DECIDING:  # no interval, as in the table
+        low = high = mean
+    for panel, x in ((over_steps, runs.index), (over_hours, hours)):
+        panel.plot(x, mean, **style, label=label)
+        panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    last = runs.iloc[-1]
+    ends.plot(last, [place] * len(last), "o", markerfacecolor="none", color="0.5")
+    error = [[mean[-1] - low[-1]], [high[-1] - mean[-1]]]
+    ends.errorbar(mean[-1], place, xerr=error, fmt="|k", capsize=4, ms=14)
+
+
+def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.DataFrame):
+    """Learning curves over steps and over hours, and beside them what each run ended with."""
+    over_steps, over_hours, ends = axes
+    mine = rows.returns.assign(hours=hours_of(rows) if len(rows.returns) else None)
+    mine = mine[mine.env_id == env_id]
+    for place, (label, style) in enumerate(zip(study.variants, itertools.cycle(STYLES))):
+        table = mine[mine.variant == label]
+        runs = table.pivot(index="step", columns="seed", values="return").dropna()
+        if len(runs):
+            hours = table.groupby("step").hours.mean()[runs.index]
+            draw_variant(axes, place, runs, hours, style, label)
+    published = reference[reference.env_id == short(env_id)]
+    published = published[published.step <= study.envs[env_id]]
+    for marker, (label, points) in zip("*hpH8", published.groupby("label")):
+        over_steps.plot(points.step, points["return"], marker, color="0.4", label=label)
+    over_steps.set(title=short(env_id), xlabel="environment steps")
+    over_hours.set(title="over time", xlabel="hours of a run")
+    for panel in (over_steps, over_hours):
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.set(ylabel="return, deterministic policy")
+        if "dm_control" in env_id or study.script == "sac_dmc.py":
+            panel.set(ylabel="return (0 to 1000), deterministic policy", ylim=(0, 1050))
+    if len(mine) and mine.hours.isna().all():
+        over_hours.set(title="hours were not recorded")
+        over_hours.set_axis_off()
+    ends.set(title="at the end", xlabel="return: runs, their mean, its 95 % interval")
+    ends.set_yticks(range(len(study.variants)), study.variants)
+    ends.set_ylim(len(study.variants) - 0.5, -0.5)
+
+
+def add_legend(figure: Figure, columns: int):
+    pairs = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels())]
+    lines = {label: line for line, label in pairs}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=columns)
+
+
+def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
+    """A row of panels per environment."""
+    figure = Figure(figsize=(15, 1 + 3.6 * len(study.envs)), layout="constrained")
+    panels = figure.subplots(len(study.envs), 3, squeeze=False)
+    for axes, env_id in zip(panels, study.envs):
+        draw_environment(axes, study, rows, env_id, reference)
+    add_legend(figure, 3)
+    return figure
+
+
+def draw_diagnostics(study: Study, rows: Rows) -> Figure:
+    """What to look at when learning diverges: a panel per record, a line per run."""
+    figure = Figure(figsize=(14, 1 + 6.5 * len(study.envs)), layout="constrained")
+    panels = figure.subplots(2 * len(study.envs), 3).flat
+    first = "return, deterministic policy"
+    returns = rows.returns.rename(columns={"return": "value"}).assign(record=first)
+    table = pd.concat([returns, rows.diagnostics.replace({"record": DIAGNOSTICS})])
+    records = itertools.product(study.envs, [first, *DIAGNOSTICS.values()])
+    for axes, (env_id, record) in zip(panels, records):
+        for label, style in zip(study.variants, itertools.cycle(STYLES)):
+            mine = table[(table.env_id == env_id) & (table.variant == label)]
+            style = style | dict(markersize=2, linewidth=1, label=label)
+            for _, run in mine[mine.record == record].groupby("seed"):
+                axes.plot(run.step, run.value.astype(float), **style)
+        axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_yscale("log" if "alpha" in record or "critics" in record else "linear")
+    add_legend(figure, 4)
+    return figure

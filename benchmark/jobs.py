@@ -1,0 +1,190 @@
+"""A process a run, as many at a time as there is room for, and one overview of them all."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from benchmark.runs import RETURN, Records, Run
+
+STEPS_PER_SECOND = 150  # of one run with one thread, for estimates before anything has run
+
+
+def die_with_parent():
+    """In the child, before its program starts: a killed runner takes its runs along (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+@dataclass
+class Job:
+    run: Run
+    tries: int = 0
+    process: subprocess.Popen | None = None
+    log: Path = field(init=False)
+    records: Records | None = None
+
+    def start(self, runs: Path, track: bool) -> bool:
+        """Whether the run was started; not so if another runner has it, or has finished it."""
+        self.log = runs / "logs" / f"{self.run.name}.txt"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(self.log.with_suffix(".lock"), "w")
+        try:
+            # The child inherits the lock, which is held for as long as that lives.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        with lock, open(self.log, "a") as log:
+            if self.run.finished(runs):
+                return False
+            self.launch(runs, track, lock, log)
+        self.tries += 1
+        return True
+
+    def launch(self, runs: Path, track: bool, lock: IO, log: IO):
+        tag = self.run.variant.replace(",", "")  # commas part tags
+        tracking = dict(WANDB_RUN_GROUP=self.run.study, WANDB_TAGS=tag) if track else {}
+        self.process = subprocess.Popen(
+            [*self.run.command(runs), *["--track"] * track],
+            cwd=runs.parent,
+            env=os.environ | tracking,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,  # Ctrl-C at the terminal is for the runner alone
+            preexec_fn=die_with_parent,
+        )
+
+    def progress(self, runs: Path) -> tuple[int, float, float]:
+        """Step, steps per second and last return, as far as the run has recorded them."""
+        if not self.records and (folder := self.run.folder(runs)):
+            self.records = Records(folder)
+        scalars = self.records.read() if self.records else {}
+        step, speed = scalars.get("charts/SPS", [(0, 0.0)])[-1]
+        training = scalars.get("charts/episodic_return")
+        returns = scalars.get(RETURN) or training or [(0, float("nan"))]
+        return step, speed, returns[-1][1]
+
+    def last_words(self) -> str:
+        said = self.log.read_text(errors="replace").splitlines()
+        # That it failed is said already.
+        return "\n".join(f"    {line}" for line in said[-5:] if not line.startswith("failed"))
+
+
+@dataclass
+class Board:
+    """One overview, drawn anew on a terminal, and told line by line elsewhere."""
+
+    total: int
+    runs: Path
+    drawn: int = 0  # lines on the terminal
+    told: float = 0.0  # when the last line was
+
+    def say(self, message: str):
+        self.clear()
+        print(message, flush=True)
+
+    def clear(self):
+        if self.drawn:
+            print(f"\033[{self.drawn}A\033[J", end="")
+            self.drawn = 0
+
+    def show(self, waiting: list[Job], running: list[Job], done: int, failed: list[Job]):
+        terminal = sys.stdout.isatty()
+        if not terminal and time.time() < self.told + 60:
+            return
+        progress = [job.progress(self.runs) for job in running]
+        speed = sum(speed for _, speed, _ in progress) or STEPS_PER_SECOND * max(1, len(running))
+        made = sum(step for step, *_ in progress)
+        left = sum(job.run.steps for job in [*waiting, *running]) - made
+        counts = f"done {done}, running {len(running)}, waiting {len(waiting)}"
+        counts += f", failed {len(failed)}"
+        lines = [f"{counts} of {self.total}; {left / speed / 3600:.1f} hours left"]
+        for job, (step, speed, last) in zip(running, progress):
+            numbers = f"step {step} of {job.run.steps}, {speed:.0f} steps/s, return {last:.1f}"
+            lines.append(f"  {job.run}: {numbers}")
+        if terminal:
+            self.clear()
+            size = os.get_terminal_size()
+            # What has scrolled out of the terminal cannot be drawn anew.
+            shown = [line[: size.columns - 1] for line in lines[: size.lines - 1]]
+            print(*shown, sep="\n", flush=True)
+            self.drawn = len(shown)
+        else:
+            print(lines[0], flush=True)
+            self.told = time.time()
+
+
+@dataclass
+class Pool:
+    """The jobs that wait, run, and have failed."""
+
+    waiting: list[Job]
+    room: Callable[[], int]
+    runs: Path
+    track: bool
+    done: int  # finished before
+    running: list[Job] = field(default_factory=list)
+    failed: list[Job] = field(default_factory=list)
+
+    def start(self):
+        """As many of those that wait as there is room for, but for what other runners have."""
+        free = self.room() - len(self.running)
+        for job in list(self.waiting):
+            if free < 1:
+                return
+            if job.run.finished(self.runs):
+                self.waiting.remove(job)
+                self.done += 1
+            elif job.start(self.runs, self.track):
+                self.waiting.remove(job)
+                self.running.append(job)
+                free -= 1
+
+    def collect(self, board: Board):
+        """Those that have ended; whoever fails is tried once more."""
+        for job in list(self.running):
+            if (code := job.process.poll()) is None:
+                continue
+            self.running.remove(job)
+            if code == 0:
+                self.done += 1
+                board.say(f"done: {job.run}")
+            elif job.tries < 2:
+                self.waiting.insert(0, job)
+            else:
+                self.failed.append(job)
+                board.say(f"failed with exit code {code}: {job.log}\n{job.last_words()}")
+                with open(job.log, "a") as log:
+                    print(f"failed with exit code {code}", file=log)  # for the report
+
+    def stop(self):
+        for job in self.running:
+            # The script leaves at once, its last checkpoint is whole.
+            job.process.send_signal(signal.SIGINT)
+        for job in self.running:
+            job.process.wait()
+
+
+def execute(jobs: list[Job], room: Callable[[], int], runs: Path, track: bool, done=0) -> list[Job]:
+    """Run all jobs, as many at a time as there is room for; those that failed twice."""
+    board = Board(len(jobs) + done, runs)
+    pool = Pool(list(jobs), room, runs, track, done)
+    try:
+        while pool.waiting or pool.running:
+            pool.start()
+            pool.collect(board)
+            board.show(pool.waiting, pool.running, pool.done, pool.failed)
+            time.sleep(0.5)
+    finally:  # Ctrl-C, or a fault of this program
+        pool.stop()
+    board.clear()
+    return pool.failed

@@ -1,0 +1,171 @@
+"""What is known of a study's runs, as tables, and what follows from it: statistics and verdicts."""
+
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rliable import library
+from scipy import stats
+
+from benchmark.runs import RESULTS, Run, read, runs_of
+from benchmark.studies import Rule, Study
+
+REPETITIONS = 5_000  # of the bootstrap
+DECIDING = 3  # runs of a variant, without which no rule is judged
+
+
+class Rows(NamedTuple):
+    """Tables of runs, as in the CSV files of a study; all begin with env_id, variant, seed, key."""
+
+    runs: pd.DataFrame  # a row per run of the grid, begun or not
+    returns: pd.DataFrame  # a row per evaluation of the finished ones
+    diagnostics: pd.DataFrame  # a row per record, in studies that ask for it
+
+    def where(self, keep) -> "Rows":
+        return Rows(*(table[keep(table)] if len(table) else table for table in self))
+
+    def split(self, keys: set[str]) -> tuple["Rows", "Rows"]:
+        """The rows of these keys, and the others."""
+        mine = lambda table: table.key.isin(keys)
+        return self.where(mine), self.where(lambda table: ~mine(table))
+
+
+def committed(file: str) -> pd.DataFrame:
+    """The rows of all studies' results, with the name of the study."""
+    tables = [
+        pd.read_csv(path, float_precision="round_trip").assign(study=path.parent.name)
+        for path in sorted(RESULTS.glob(f"[!.]*/{file}.csv"))
+    ]
+    tables = [table for table in tables if "key" in table]
+    empty = pd.DataFrame(columns=["env_id", "variant", "seed", "key", "study"])
+    return pd.concat(tables) if tables else empty
+
+
+def stored(run: Run, results: Rows) -> Rows:
+    """A run's committed rows: its own study's, or those of one that shares it, under our label."""
+    mine = results.where(
+        lambda table: (
+            (table.env_id == run.env_id) & table.key.isin(run.keys) & (table.seed == run.seed)
+        )
+    )
+    names = mine.returns.study.unique()
+    study = min(names, key=lambda name: (name != run.study, name), default=None)
+    rows = (table[table.study == study].drop(columns="study") for table in mine)
+    return Rows(*(table.assign(variant=run.variant) for table in rows))
+
+
+def collect(name: str, study: Study, runs: Path) -> Rows:
+    """All there is on a study's runs, and what its folder has of other versions of the script."""
+    results, parts, keys = Rows(*map(committed, Rows._fields)), [], set()
+    for run in runs_of(name, study):
+        keys |= run.keys
+        before, found = stored(run, results), read(run, runs)
+        about = pd.DataFrame([found.about])
+        now = Rows(about, pd.DataFrame(found.returns), pd.DataFrame(found.diagnostics))
+        parts.append(now if found.returns or before.returns.empty else before)
+    others = set(results.returns.key) - keys
+    older = results.where(lambda table: (table.study == name) & table.key.isin(others))
+    parts.append(Rows(*(table.drop(columns="study") for table in older)))
+    return Rows(*map(join, zip(*parts)))
+
+
+def join(tables: tuple[pd.DataFrame, ...]) -> pd.DataFrame:
+    filled = [table for table in tables if len(table)] or tables[:1]
+    return pd.concat(filled, ignore_index=True)
+
+
+def estimate(function, *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A statistic of scores (runs, ...), or of two sets of them.
+
+    Returns its value and its 95 % stratified-bootstrap interval.
+    """
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever it is given
+    # rliable wants (runs, tasks, ...); here each environment is judged by itself
+    scores = [np.expand_dims(np.asarray(runs, dtype=float), axis=1) for runs in scores]
+    whole = lambda *scores: np.atleast_1d(function(*scores))
+    point, interval = library.get_interval_estimates(
+        {0: scores[0] if len(scores) == 1 else scores}, whole, reps=REPETITIONS
+    )
+    return point[0], *interval[0]
+
+
+def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, str], np.ndarray]:
+    """Per environment and variant what each finished run ended with, in the order of the seeds."""
+    table = rows.returns.sort_values("step")
+    if column != "return":
+        table = rows.runs[rows.runs.state == "finished"]
+    last = table.groupby(["env_id", "variant", "seed"])[column].last()
+    ends = {at: values.to_numpy() for at, values in last.groupby(["env_id", "variant"])}
+    return {at: ends.get(at, np.array([])) for at in itertools.product(study.envs, study.variants)}
+
+
+def failures(rows: Rows) -> set[tuple[str, str]]:
+    """Environments and variants of runs that failed."""
+    failed = rows.runs[rows.runs.state.str.startswith("failed")]
+    return set(zip(failed.env_id, failed.variant))
+
+
+class Judged(NamedTuple):
+    rule: Rule
+    difference: float
+    interval: tuple[float, float]  # by the bootstrap
+    verdict: str  # by that: confirmed, refuted, undecided, or open
+    t_interval: tuple[float, float]  # by Student
+    t_verdict: str  # a second opinion
+    reason: str = ""  # why it is open
+
+
+def decide(rule: Rule, low: float, high: float, within: float) -> str:
+    """The verdict on a rule from the interval of a difference; `within` is the margin of "like"."""
+    confirmed, refuted = {
+        "above": (low > 0, high < 0),
+        "below": (high < 0, low > 0),
+        "like": (-within <= low and high <= within, high < -within or low > within),
+    }[rule.relation]
+    if confirmed:
+        return "confirmed"
+    return "refuted" if refuted else "undecided"
+
+
+def undecidable(rule: Rule, sides: list[np.ndarray], failed: set[tuple[str, str]]) -> str:
+    """Why a rule stays open, or nothing.
+
+    A run that fails may do so because of its variant: those that are left are no fair sample of it.
+    """
+    for label in (rule.variant, rule.other):
+        if (rule.env_id, label) in failed:
+            return f"a run of {label} failed"
+    fewest = min(map(len, sides))
+    if fewest < DECIDING:
+        return f"{fewest} run{'s' * (fewest != 1)} a side, {DECIDING} needed"
+    return ""
+
+
+def judge(
+    rule: Rule,
+    scores: dict[tuple[str, str], np.ndarray],
+    failed: set[tuple[str, str]] = frozenset(),
+) -> Judged:
+    """By the bootstrap's interval of the difference of means; Student's (Welch's) says it again."""
+    ours, number = scores[rule.env_id, rule.variant], not isinstance(rule.other, str)
+    theirs = np.full(len(ours), float(rule.other)) if number else scores[rule.env_id, rule.other]
+    if reason := undecidable(rule, [ours, theirs], failed):
+        nothing = (np.nan, np.nan)
+        return Judged(rule, np.nan, nothing, "open", nothing, "open", reason)
+    point, *interval = (x[0] for x in estimate(lambda x, y: x.mean() - y.mean(), ours, theirs))
+    t_interval = interval  # of constants: no width
+    if ours.std() + theirs.std():
+        welch = lambda: stats.ttest_ind(ours, theirs, equal_var=False)
+        test = stats.ttest_1samp(ours - theirs, 0) if number else welch()
+        t_interval = test.confidence_interval()
+    within = 0.1 * abs(theirs.mean())
+    verdicts = [decide(rule, *bounds, within) for bounds in (interval, t_interval)]
+    return Judged(rule, point, tuple(interval), verdicts[0], tuple(t_interval), verdicts[1])
+
+
+def verdict(judged: list[Judged]) -> str:
+    """Of a claim: all its rules must hold, and one that is refuted refutes it."""
+    found = {one.verdict for one in judged}
+    return next(word for word in ("refuted", "open", "undecided", "confirmed") if word in found)

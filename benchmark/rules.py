@@ -1,0 +1,68 @@
+"""What a study is: a grid of runs, and the rules by which its claim is judged."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+
+class Rule(NamedTuple):
+    """What must hold in one environment at the end of training: `variant` is ... `other`.
+
+    It is judged by the 95 % bootstrap interval, over seeds, of the difference of means. Above, or
+    below: confirmed where that lies above, or below, zero, refuted where it lies on the other side.
+    Like: confirmed where it lies within 10 % of `other`, refuted where it has no part of that. All
+    else is undecided.
+    """
+
+    env_id: str
+    variant: str
+    relation: Literal["above", "below", "like"]
+    other: str | float  # a variant, or a number
+    measure: Literal["return", "steps per second"] = "return"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs: environments by variants by seeds.
+
+    Its claim is confirmed if all rules are, and refuted if one is.
+    """
+
+    envs: dict[str, int]  # environment: steps
+    variants: dict[str, str]  # label: flags, perhaps after a script; the first is the baseline
+    claim: str = ""  # what the source says; a study without is a benchmark
+    rules: tuple[Rule, ...] = ()
+    script: str = "sac_ablations.py"
+    seeds: int = 5
+    flags: str = ""  # of all its runs
+    note: str = ""  # where the study differs from its source
+    diagnostics: bool = False  # report temperature, entropy, Q and losses too
+    only: dict[str, str] = field(default_factory=dict)  # variant: its one environment, if not all
+    flags_in: dict[str, str] = field(default_factory=dict)  # environment: flags of its runs
+    seeds_in: dict[str, int] = field(default_factory=dict)  # environment: seeds, if not `seeds`
+
+    def mistake(self) -> str | None:
+        """What keeps its claim from being judged; the flags are the script's to check."""
+        if not (self.envs and self.variants and self.seeds > 0):
+            return "needs an environment, a variant and a seed at least"
+        if bool(self.claim) != bool(self.rules):
+            lacks = "a claim without rules to judge it by"
+            return f"has {'rules without a claim' if self.rules else lacks}"
+        for rule in self.rules:
+            if rule.env_id not in self.envs:
+                known = ", ".join(self.envs)
+                return f"has a rule for {rule.env_id}, which is none of its environments: {known}"
+            for label in (rule.variant, rule.other):
+                if isinstance(label, str) and label not in self.variants:
+                    known = ", ".join(self.variants)
+                    return f"has a rule for {label}, which is none of its variants: {known}"
+            for word, kind in ((rule.relation, "relation"), (rule.measure, "measure")):
+                if word not in (words := get_args(Rule.__annotations__[kind])):
+                    return f"has a rule with the {kind} {word}, which is none of {', '.join(words)}"
+            if rule.variant == rule.other:
+                return f"has a rule that compares {rule.variant} with itself"
+
+
+def each(envs: list, variants: list, relation: str, other: str | float, measure="return") -> tuple:
+    return tuple(
+        Rule(env, variant, relation, other, measure) for env in envs for variant in variants
+    )

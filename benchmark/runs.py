@@ -1,0 +1,329 @@
+"""What a run is: what it is known by, its folder, what it recorded, and what of it is committed.
+
+A run is known by what it computes: its script's code, comments apart, and its settings, as far as
+they differ from the script's defaults. Another text of the script counts as the same where
+benchmark/same_bits.py has shown that both compute the same bits; its records are in results/proofs.
+"""
+
+import csv
+import functools
+import hashlib
+import importlib.util
+import itertools
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tokenize
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmark.studies import STUDIES, Study
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmark" / "results"
+PROOFS = RESULTS / "proofs"
+RETURN = "eval/episodic_return"
+DIAGNOSTICS = {  # key of a record: what figures call it
+    "losses/alpha": "temperature alpha",
+    "losses/entropy": "entropy of the policy, nats",
+    "losses/qf1_values": "Q-value, first critic",
+    "losses/qf_loss": "loss of the critics",
+    "losses/actor_loss": "loss of the policy",
+}
+# These settings change no result, or only its rounding. The seed stands beside the key.
+WITHOUT_EFFECT = {
+    "seed",
+    "exp_name",
+    "threads",
+    "compile",
+    "cuda",
+    "log_frequency",
+    "capture_video",
+}
+WITHOUT_EFFECT |= {"track", "wandb_project_name", "wandb_entity", "resume", "evaluate"}
+
+
+def fail(message: str):
+    """End the program for a mistake of its user: one line, exit code 2."""
+    print("error:", message, file=sys.stderr)
+    sys.exit(2)
+
+
+# ---------------------------------------------------------------- what a run is known by
+
+
+def code_of(text: str) -> str:
+    """A script's text without comments and empty lines: what changes there changes no result."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(iter([line + "\n" for line in lines]).__next__):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@functools.cache
+def code_hash(path: Path) -> str:
+    return digest(code_of(path.read_text()))
+
+
+@functools.cache
+def same_as(code: str) -> frozenset[str]:
+    """The hashes of all code that is proven to compute what this one does, through others too."""
+    proofs = [json.loads(path.read_text())["scripts"] for path in sorted(PROOFS.glob("*.json"))]
+    pairs = [
+        {x["old"]["code"], x["new"]["code"]}
+        for proof in proofs
+        for x in proof.values()
+        if x["same"]
+    ]
+    known = {code}
+    while more := {other for pair in pairs if pair & known for other in pair} - known:
+        known |= more
+    return frozenset(known)
+
+
+@functools.cache
+def args_of(script: str) -> type:
+    """The dataclass of a script's flags. To import a script starts nothing."""
+    name = f"script {script}"
+    spec = importlib.util.spec_from_file_location(name, ROOT / script)
+    sys.modules[name] = importlib.util.module_from_spec(spec)  # where tyro looks the types up
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].Args
+
+
+def settings_hash(script: str, settings: dict) -> str:
+    """Of the settings that differ from the script's defaults: a new flag orphans no run."""
+    defaults = vars(args_of(script)())
+    own = {k: v for k, v in settings.items() if k not in WITHOUT_EFFECT and v != defaults.get(k, v)}
+    return digest(f"{Path(script).stem} {sorted(own.items())}")
+
+
+@functools.cache
+def hash_of_flags(script: str, flags: tuple[str, ...]) -> str:
+    return settings_hash(script, vars(tyro.cli(args_of(script), args=flags)))
+
+
+class Run(NamedTuple):
+    study: str
+    script: str
+    env_id: str
+    variant: str
+    seed: int
+    steps: int
+    flags: tuple[str, ...]  # all but the seed
+
+    @property
+    def keys(self) -> set[str]:
+        """All that this run's rows may go by: its settings, with each version of the script."""
+        settings = hash_of_flags(self.script, self.flags)
+        return {f"{settings}.{code}" for code in same_as(code_hash(ROOT / self.script))}
+
+    @property
+    def key(self) -> str:
+        """What a new run goes by. Studies share a run if its key and seed are the same."""
+        return f"{hash_of_flags(self.script, self.flags)}.{code_hash(ROOT / self.script)}"
+
+    @property
+    def name(self) -> str:
+        """How the script begins the name of the run's folder."""
+        return re.sub(r"[^\w.-]+", "-", f"{self.env_id}__{self.key}__{self.seed}")
+
+    def folder(self, runs: Path) -> Path | None:
+        """The newest folder of this run, a finished one first."""
+        env_id = re.sub(r"[^\w.-]+", "-", self.env_id)
+        found = runs.glob(f"{env_id}__*__{self.seed}__*")
+        mine = [folder for folder in found if key_of_folder(folder, self.script) in self.keys]
+        return max(mine, key=lambda folder: ((folder / "model.pt").exists(), folder), default=None)
+
+    def finished(self, runs: Path) -> bool:
+        folder = self.folder(runs)
+        return bool(folder and (folder / "model.pt").exists())
+
+    def committed(self) -> bool:
+        return bool(self.keys & committed_keys()[self.env_id, str(self.seed)])
+
+    def command(self, runs: Path) -> list[str]:
+        """What begins the run, or continues it."""
+        script = [sys.executable, str(ROOT / self.script)]
+        folder = self.folder(runs)
+        if folder and (folder / "checkpoint.pt").exists():
+            return [*script, "--resume", f"runs/{folder.name}"]
+        return [*script, *self.flags, "--seed", str(self.seed), "--exp-name", self.key]
+
+    def __str__(self) -> str:
+        return f"{self.study} {self.env_id}, {self.variant}, seed {self.seed}"
+
+
+@functools.cache
+def key_of_folder(folder: Path, script: str) -> str:
+    """The key of the run in a folder; earlier ones, with other names, tell it by what they hold."""
+    exp_name = folder.name.rsplit("__", 3)[-3]
+    if re.fullmatch(r"[0-9a-f]{10}\.[0-9a-f]{10}", exp_name):
+        return exp_name
+    copied, settings = folder / Path(script).name, folder / "args.json"
+    if not re.fullmatch(r"[0-9a-f]{10}", exp_name) or not (copied.exists() and settings.exists()):
+        return ""
+    return f"{settings_hash(script, json.loads(settings.read_text()))}.{code_hash(copied)}"
+
+
+@functools.cache
+def committed_keys() -> dict[tuple[str, str], set[str]]:
+    """Keys of the runs whose results are in the repository, by environment and seed."""
+    keys = defaultdict(set)
+    for path in RESULTS.glob("[!.]*/returns.csv"):
+        for row in csv.DictReader(open(path)):
+            keys[row["env_id"], row["seed"]].add(row["key"])
+    return keys
+
+
+# ---------------------------------------------------------------- the runs of studies
+
+
+def runs_of(name: str, study: Study, threads: int = 1, variants: tuple[str, ...] = ()) -> list[Run]:
+    """All runs of a study: all first seeds, then all second ones, so that it may stop anywhere."""
+    grid = []
+    for seed in range(1, max([study.seeds, *study.seeds_in.values()]) + 1):
+        for env_id, label in itertools.product(study.envs, study.variants):
+            elsewhere = study.only.get(label, env_id) != env_id
+            if (
+                elsewhere
+                or seed > study.seeds_in.get(env_id, study.seeds)
+                or label not in (variants or [label])
+            ):
+                continue
+            words = shlex.split(study.variants[label])
+            script = words.pop(0) if words and words[0].endswith(".py") else study.script
+            steps = study.envs[env_id]
+            common = f"--env-id {env_id} --total-timesteps {steps} {study.flags}"
+            common += f" {study.flags_in.get(env_id, '')}"
+            flags = (*shlex.split(common), *words, "--threads", str(threads))
+            grid.append(Run(name, script, env_id, label, seed, steps, flags))
+    return grid
+
+
+def runs_of_all(
+    names: tuple[str, ...], threads: int = 1, variants: tuple[str, ...] = ()
+) -> list[Run]:
+    """The runs of one study after the other; what they share is the first one's."""
+    runs = {}
+    for name in names:
+        for run in runs_of(name, STUDIES[name], threads, variants):
+            runs.setdefault((run.key, run.seed), run)
+    return list(runs.values())
+
+
+def check(names: tuple[str, ...]):
+    """Fail if there are no such studies, or mistakes in them: before the hours of their runs."""
+    if not names or (unknown := [name for name in names if name not in STUDIES]):
+        fail(f"no study {unknown[0] if names else 'named'}; there are {', '.join(STUDIES)}")
+    for name in names:
+        if mistake := STUDIES[name].mistake():
+            fail(f"study {name} {mistake}")
+
+
+# ---------------------------------------------------------------- what a run recorded
+
+
+class Records:
+    """The scalars that a run writes to TensorBoard; each look reads on where the last one ended."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.events = EventAccumulator(str(folder), {"scalars": 0})
+
+    def read(self) -> dict[str, list[tuple[int, float]]]:
+        """Steps and values by key."""
+        tags = self.events.Reload().Tags()["scalars"]
+        return {key: [(e.step, e.value) for e in self.events.Scalars(key)] for key in tags}
+
+
+class Recorded(NamedTuple):
+    """What the folder of a run tells, as rows of the study's CSV files."""
+
+    about: dict
+    returns: list[dict] = []  # a row per evaluation, if the run is finished
+    diagnostics: list[dict] = []  # a row per other record
+
+
+def read(run: Run, runs: Path) -> Recorded:
+    row = dict(env_id=run.env_id, variant=run.variant, seed=run.seed, key=run.key)
+    state, folder = failure(run, runs), run.folder(runs)
+    if not folder:
+        return Recorded(row | dict(state=state or "not run"))
+    scalars = Records(folder).read()
+    row["key"] = key_of_folder(folder, run.script)
+    steps, speeds = zip(*scalars.get("charts/SPS", [(0, float("nan"))]))
+    lasted = [(b - a) / speed / 3600 for a, b, speed in zip((0, *steps), steps, speeds)]
+    # Threads do not tell runs apart.
+    threads = json.loads((folder / "args.json").read_text())["threads"]
+    flags = re.sub(r"--threads \d+", f"--threads {threads}", shlex.join(run.flags))
+    about = dict(
+        state=state or f"stopped at step {steps[-1]}",
+        steps_per_second=round(statistics.median(speeds), 1),
+        hours=round(sum(lasted), 6),
+        commit=commit_of(folder / Path(run.script).name),
+        **versions_of(folder),
+        command=f"python {run.script} {flags} --seed {run.seed}",
+    )
+    if not (folder / "model.pt").exists():
+        return Recorded(row | about)
+    returns = []
+    for step, value in scalars.get(RETURN, []):
+        hours = sum(part for at, part in zip(steps, lasted) if at <= step)
+        returns.append(row | {"step": step, "return": round(value, 3), "hours": round(hours, 5)})
+    diagnostics = [
+        row | dict(record=key, step=step, value=f"{value:.5g}")
+        for key in DIAGNOSTICS
+        for step, value in scalars.get(key, [])
+    ]
+    return Recorded(row | about | dict(state="finished"), returns, diagnostics)
+
+
+def failure(run: Run, runs: Path) -> str:
+    """What the runner wrote last into a run's log, if it gave the run up."""
+    log = runs / "logs" / f"{run.name}.txt"
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return said[-1] if said and said[-1].startswith("failed") else ""
+
+
+def commit_of(script: Path) -> str:
+    """The first commit that had this content of a script, from a copy of it."""
+    blob = subprocess.check_output(["git", "hash-object", script], cwd=ROOT, text=True).strip()
+    log = ["git", "log", "--format=%h", f"--find-object={blob}", "--", f":(glob)**/{script.name}"]
+    return (subprocess.check_output(log, cwd=ROOT, text=True).split() or ["uncommitted"])[-1]
+
+
+def versions_of(folder: Path) -> dict[str, str]:
+    """What the run noted: versions of Python and packages; the processor, and whether a GPU."""
+    if (folder / "versions.json").exists():  # of a peer, whose checkpoints are not ours
+        noted = json.loads((folder / "versions.json").read_text())
+    elif (folder / "checkpoint.pt").exists():
+        path = folder / "checkpoint.pt"
+        noted = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["versions"]
+    else:
+        return {}
+    # Of runs made before it was a dictionary: Python, three packages, MuJoCo if used.
+    if isinstance(noted, str):
+        packages = noted.rsplit("] ", 1)[-1].split()
+        noted = dict(zip(["python", "torch", "numpy", "gymnasium"], [noted.split()[0], *packages]))
+        if re.fullmatch(r"\d+\.\d\S*", packages[3]):
+            noted["mujoco"] = packages.pop(3)
+        noted |= dict(processor=" ".join(packages[3:-1]), gpu=packages[-1] == "True")
+    processor, gpu = noted.pop("processor"), noted.pop("gpu")
+    versions = " ".join(f"{package} {version}" for package, version in noted.items() if version)
+    with_gpu = f" with {gpu if isinstance(gpu, str) else 'a GPU'}" if gpu else ""
+    return dict(versions=versions, hardware=processor + with_gpu)

@@ -1,0 +1,276 @@
+"""Do two versions of the scripts compute the same bits?
+
+    python -m benchmark.same_bits 29fa32f .             # commits, or folders that hold the scripts
+    python -m benchmark.same_bits OLD NEW --jobs 2 --record benchmark/results/proofs/NAME.json
+
+Each case trains with the old script and with the new one, each in an empty folder. The last
+checkpoints must agree in every bit: weights, optimizers and temperature by name, the replay buffer,
+the random state, the step. So must all scalars in TensorBoard but the speed. Results of the old
+script then count as the new one's: see benchmark/runs.py.
+"""
+
+import datetime
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import tyro
+
+from benchmark.runs import ROOT, Records, code_hash, fail
+
+SCRIPTS = ("sac_continuous.py", "sac_dmc.py", "sac_ablations.py")
+COMPARED = ("agent", "rows", "random", "step")  # of a checkpoint
+# What older scripts call V and its slow copy.
+RENAMED = {
+    "agent.critics.value.": "agent.value.",
+    "agent.target_critics.value.": "agent.target_value.",
+}
+# A fixed temperature needs no optimizer: older scripts have one that moves nothing.
+OPTIONAL = "agent.alpha_optimizer."
+
+
+@dataclass
+class Args:
+    old: Annotated[str, tyro.conf.Positional]  # git commit, or folder with the scripts
+    new: Annotated[str, tyro.conf.Positional]  # likewise
+    cases: tuple[str, ...] = ()  # only those whose script and name contain one of these
+    jobs: int = 1  # cases at a time, each with one thread
+    record: Path | None = None  # JSON file for the outcome
+
+
+class Case(NamedTuple):
+    name: str
+    script: str
+    flags: str
+    resumed_to: int = 0  # steps to which the finished run is resumed; 0: it is not
+
+
+COMMON = "--threads 1 --learning-starts 200 --log-frequency 100 --eval-episodes 2"
+SHORT = "--total-timesteps 1000 --checkpoint-frequency 400 --eval-frequency 500 --batch-size 64"
+SHORT += " --compile off"
+PENDULUM = f"--env-id Pendulum-v1 {SHORT}"
+HOPPER = (
+    "--env-id Hopper-v4 --total-timesteps 3000 --checkpoint-frequency 1000 --eval-frequency 1000"
+)
+KNOBS = {
+    "no knob": f"--env-id Hopper-v4 {SHORT}",
+    "prioritized and combined replay": f"{PENDULUM} --prioritized-replay --combined-replay",
+    "prioritized replay, compiled": f"{PENDULUM} --prioritized-replay --compile on",
+    "value network": f"{PENDULUM} --value-network --reward-scale 5 --no-autotune --alpha 0.5",
+    "normalized observations": f"{PENDULUM} --normalize-obs --num-envs 2",
+    "REDQ": f"{PENDULUM} --n-critics 5 --critics-subset 2 --updates-per-step 3",
+    "delayed policy": f"{PENDULUM} --policy-frequency 2 --update-interval 50",
+    "delayed policy, not compensated": f"{PENDULUM} --policy-frequency 3 --no-compensate",
+    "layer norm and dropout": f"{PENDULUM} --layer-norm --dropout 0.01",
+    "log std by tanh": f"{PENDULUM} --log-std tanh --log-std-min -5 --heads separate",
+    "densities of scaled actions": f"{PENDULUM} --scaled-log-prob --tanh-correction eps",
+    "spectral norm": f"{PENDULUM} --spectral-norm --layers 3 --hidden 64",
+    "stack and action repeat": f"{PENDULUM} --stack 3 --action-repeat 2",
+    "temperature": f"{PENDULUM} --alpha-loss alpha --alpha-lr 1e-3 --target-entropy -0.5",
+    "truncation": f"{PENDULUM} --truncation-terminates --random-steps 300",
+    "hard targets": f"{PENDULUM} --tau 1 --target-network-frequency 100",
+    "networks": f"{PENDULUM} --init orthogonal --activation Tanh --policy-l2 1e-3",
+    "bfloat16": f"{PENDULUM} --matmul-precision medium",
+    **{
+        f"preset {name}": f"{PENDULUM} --preset {name}"
+        for name in ("haarnoja", "stable-baselines", "spinningup")
+    },
+    "preset yarats": f"{PENDULUM} --preset yarats --hidden 64",
+}
+DRAWS = "--prioritized-replay --normalize-obs --dropout 0.1 --n-critics 3 --critics-subset 2"
+CASES = [
+    Case("Hopper", "sac_continuous.py", f"{HOPPER} --compile off"),
+    Case("Hopper, compiled", "sac_continuous.py", f"{HOPPER} --compile on"),
+    Case("three environments", "sac_continuous.py", f"{PENDULUM} --num-envs 3"),
+    Case(
+        "full buffer and bfloat16",
+        "sac_continuous.py",
+        f"{PENDULUM} --buffer-size 500 --matmul-precision medium",
+    ),
+    Case("resumed", "sac_continuous.py", f"{PENDULUM} --total-timesteps 1500", 2500),
+    Case("cartpole swingup", "sac_dmc.py", f"--env-id cartpole-swingup {SHORT} --action-repeat 2"),
+    Case("walker walk", "sac_dmc.py", f"--env-id walker-walk {SHORT}"),
+    *(Case(name, "sac_ablations.py", flags) for name, flags in KNOBS.items()),
+    Case("resumed with knobs", "sac_ablations.py", f"{PENDULUM} {DRAWS}", 1500),
+]
+
+
+class Outcome(NamedTuple):
+    case: Case
+    tensors: int  # compared
+    scalars: int
+    difference: str  # the first one; empty: none
+
+
+def unpack(source: str, scripts: list[str], folder: Path):
+    """Scripts of a commit or of a folder, copied to `folder`."""
+    folder.mkdir()
+    for script in scripts:
+        if Path(source).is_dir():
+            path = Path(source, script)
+            if not path.is_file():
+                fail(f"{source} has no {script}: name a commit, or a folder with the scripts")
+            text = path.read_bytes()
+        else:
+            show = ["git", "show", f"{source}:{script}"]
+            shown = subprocess.run(show, cwd=ROOT, capture_output=True)
+            if shown.returncode:
+                fail(f"{source} is neither a folder nor a git commit that holds {script}")
+            text = shown.stdout
+        (folder / script).write_bytes(text)
+
+
+def train(script: Path, case: Case, folder: Path) -> tuple[dict, dict]:
+    """The last checkpoint of a case's run, and its scalars by key."""
+    folder.mkdir(parents=True)
+
+    def execute(*flags: str):
+        command = [sys.executable, script, *flags]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr.strip() or "?").splitlines()
+            raise RuntimeError(f"exit code {done.returncode}: {said[-1]}")
+
+    execute(*shlex.split(f"{COMMON} {case.flags}"))
+    (run,) = folder.glob("runs/*")
+    if case.resumed_to:
+        execute("--resume", str(run), "--total-timesteps", str(case.resumed_to))
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    return state, Records(run).read()
+
+
+def flatten(value, name: str) -> dict[str, torch.Tensor]:
+    """Tensors and numbers of nested dictionaries by their joined names."""
+    if isinstance(value, dict):
+        return {
+            key: x for part in value for key, x in flatten(value[part], f"{name}.{part}").items()
+        }
+    return {name: torch.as_tensor(value)}
+
+
+def comparable(state: dict, other: dict) -> dict[str, torch.Tensor]:
+    """The compared tensors of a checkpoint by name, but for an optimizer that `other` lacks."""
+    tensors = {}
+    for key in COMPARED:
+        for name, value in flatten(state[key], key).items():
+            for before, now in RENAMED.items():
+                name = name.replace(before, now)
+            tensors[name] = value
+    if not any(f"agent.{name}".startswith(OPTIONAL) for name in other["agent"]):
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(OPTIONAL)}
+    return tensors
+
+
+def first_difference(old: dict, new: dict) -> str:
+    """The first entry that one of two flat dictionaries lacks, or that differs, if any."""
+    for name in [*old, *(name for name in new if name not in old)]:
+        if name not in old or name not in new:
+            return f"{name} only in the {'old' if name in old else 'new'} one"
+        a, b = old[name], new[name]
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return f"{name}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
+        if not torch.equal(a, b):
+            return f"{name}: up to {(a.double() - b.double()).abs().max():.3g} apart"
+    return ""
+
+
+def compare(case: Case, old: Path, new: Path, folder: Path) -> Outcome:
+    """Train a case with both scripts; `old` and `new` are the folders that hold them."""
+    try:
+        (before, told), (after, tells) = (
+            train(scripts / case.script, case, folder / scripts.name) for scripts in (old, new)
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        return Outcome(case, 0, 0, f"no two runs to compare: {error}")
+    flat = [comparable(before, after), comparable(after, before)]
+    common = [key for key in told if key in tells and key != "charts/SPS"]
+    series = [
+        {key: torch.tensor(scalars[key]).double() for key in common} for scalars in (told, tells)
+    ]
+    difference = first_difference(*flat) or first_difference(*series)
+    return Outcome(case, len(flat[0]), sum(map(len, series[0].values())), difference)
+
+
+def describe(source: str) -> str:
+    """The commit of a source, "and changes" where its scripts are not as committed."""
+    where = ["git", "-C", source] if Path(source).is_dir() else ["git", "-C", str(ROOT)]
+    at = "HEAD" if Path(source).is_dir() else source
+    named = [*where, "rev-parse", "--short=7", f"{at}^{{commit}}"]
+    said = subprocess.run(named, capture_output=True, text=True)
+    if said.returncode:
+        return "uncommitted"
+    changed = subprocess.run(
+        [*where, "status", "--porcelain", *SCRIPTS], capture_output=True, text=True
+    ).stdout
+    return said.stdout.strip() + " and changes" * bool(changed and at == "HEAD")
+
+
+def fingerprint(path: Path) -> dict[str, str]:
+    """Of a script's text, and of its code without comments, by which benchmark/runs.py knows it."""
+    return dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), code=code_hash(path))
+
+
+def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]):
+    """Write what was compared. A script is the same if all its cases were run and agreed."""
+    scripts = {}
+    for script in dict.fromkeys(outcome.case.script for outcome in outcomes):
+        same = {outcome.case for outcome in outcomes if not outcome.difference}
+        scripts[script] = {side.name: fingerprint(side / script) for side in (old, new)}
+        scripts[script]["same"] = {case for case in CASES if case.script == script} <= same
+    packages = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")}
+    about = dict(
+        old=describe(args.old),
+        new=describe(args.new),
+        date=datetime.date.today().isoformat(),
+        versions=dict(python=platform.python_version(), **packages),
+        processor=torch.cpu.get_capabilities()["cpu_name"],
+        scripts=scripts,
+        cases=[
+            case._asdict() | dict(tensors=tensors, scalars=scalars, result=difference or "same")
+            for case, tensors, scalars, difference in outcomes
+        ],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=2) + "\n")
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    named = lambda case: any(word in f"{case.script}, {case.name}" for word in args.cases)
+    chosen = [case for case in CASES if not args.cases or named(case)]
+    if not chosen:
+        fail(f"--cases {' '.join(args.cases)}: there are {', '.join(case.name for case in CASES)}")
+    if args.jobs < 1:
+        fail("--jobs must be at least 1")
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = Path(folder, "old"), Path(folder, "new")
+        scripts = list(dict.fromkeys(case.script for case in chosen))
+        unpack(args.old, scripts, old)
+        unpack(args.new, scripts, new)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            work = lambda case: compare(case, old, new, Path(folder, f"case {CASES.index(case)}"))
+            for outcome in pool.map(work, chosen):
+                outcomes.append(outcome)
+                case, tensors, scalars, difference = outcome
+                counts = f"{tensors} tensors, {scalars} scalars"
+                print(f"{case.script}, {case.name}: {counts}: {difference or 'same'}", flush=True)
+        if args.record:
+            record(args.record, args, old, new, outcomes)
+    different = sum(bool(outcome.difference) for outcome in outcomes)
+    print(f"{len(outcomes) - different} of {len(outcomes)} cases are the same")
+    sys.exit(1 if different else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Whether a GPU pays: whole training runs with and without it, one and several at a time.
+
+    python benchmark/speed_gpu.py    # some four minutes; needs a GPU, eight cores, and quiet
+
+As in benchmark/speed.py, all runs are started once, warmed up and paused, and then take turns.
+Every run has one thread on a core of its own. SBX uses the GPU where .venv-peers has a jax for it
+(pip install "jax[cuda13]"). Results: benchmark/results/speed-gpu.{csv,md}.
+"""
+
+import csv
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmark.speed import RESULTS, ROOT, SCRIPT, Trainer, signal  # noqa: E402
+
+WARM = 400  # environment steps before the first turn
+GRAPHS, EAGER = "GPU, CUDA graphs", "GPU, eager"
+ON, OFF = ["--cuda", "--compile", "on"], ["--cuda", "--compile", "off"]
+VARIANTS = {  # name: library, flags, and how many runs at a time; "host" is the script below
+    GRAPHS: (SCRIPT, ON, (1, 2, 4, 8)),
+    EAGER: (SCRIPT, OFF, (1,)),
+    f"{GRAPHS}, buffer on the host": ("host", ON, (1,)),
+    f"{EAGER}, buffer on the host": ("host", OFF, (1,)),
+    "CPU, compiled": (SCRIPT, ["--compile", "on"], (1,)),
+    "GPU, Stable-Baselines3": ("stable_baselines3", ["--cuda"], (1,)),
+    "GPU, SBX": ("sbx", ["--cuda"], (1,)),
+}
+ON_THE_HOST = {  # the script's lines, and those that keep the buffer in the computer's own memory
+    "ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.log_alpha.device)": (
+        "ReplayBuffer(capacity, agent.obs_dim, agent.action_dim)"
+    ),
+    "torch.randint(len(self), (batch_size,), generator=random, device=self.rows.device)": (
+        'self.rows[torch.randint(len(self), (batch_size,))].to("cuda")'
+    ),
+    "self.rows[index].split(": "index.split(",  # the index is the batch by now
+}
+
+
+@dataclass
+class Args:
+    rounds: int = 3  # turns of each variant
+    seconds: float = 1.5  # of each turn
+    env_id: str = "Hopper-v4"  # a MuJoCo environment
+
+
+def script_with_its_buffer_on_the_host(folder: Path) -> Path:
+    text = (ROOT / SCRIPT).read_text()
+    for line, other in ON_THE_HOST.items():
+        assert text.count(line) == 1, line
+        text = text.replace(line, other)
+    path = folder / SCRIPT
+    path.write_text(text)
+    return path
+
+
+def start(args: Args, folder: Path, variant: str, number: int, cores: list[int]) -> Trainer:
+    """The `number`-th run of a variant, on a core that no other run of the variant has."""
+    library, flags, _ = VARIANTS[variant]
+    script = {SCRIPT: str(ROOT / SCRIPT), "host": str(folder / SCRIPT)}.get(library, library)
+    place = number + 2 * [*VARIANTS].index(variant)
+    os.sched_setaffinity(0, [cores[place % len(cores)]])  # the trainer inherits them
+    try:
+        name = f"{variant} {number}".replace(" ", "-")
+        sharing = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else JAX takes the GPU's memory
+        return Trainer(folder / name, script, args.env_id, 1, flags, sharing)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def speed_of(trainers: list[Trainer], seconds: float) -> float:
+    """Environment steps per second of all runs together."""
+    for trainer in trainers:
+        trainer.send(signal.SIGCONT)
+    time.sleep(0.5)
+    before, began = sum(int(t.count[0]) for t in trainers), time.perf_counter()
+    time.sleep(seconds)
+    made = sum(int(t.count[0]) for t in trainers) - before
+    result = made / (time.perf_counter() - began)
+    for trainer in trainers:
+        trainer.send(signal.SIGSTOP)
+    return result
+
+
+def measure(args: Args) -> list[dict]:
+    cores, trainers, rows = sorted(os.sched_getaffinity(0)), {}, []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        script_with_its_buffer_on_the_host(folder)
+        try:
+            # The first ones compile, the others find it done.
+            for numbers in ((0,), range(1, 8)):
+                begun = []
+                for variant, (*_, counts) in VARIANTS.items():
+                    for number in numbers:
+                        if number < max(counts):
+                            trainer = start(args, folder, variant, number, cores)
+                            trainers.setdefault(variant, []).append(trainer)
+                            begun.append(trainer)
+                for trainer in tqdm(begun, desc="warming up"):
+                    trainer.wait_for(WARM)
+                    trainer.send(signal.SIGSTOP)
+            for turn in tqdm(range(args.rounds), desc="measuring"):
+                for variant, (*_, counts) in VARIANTS.items():
+                    for count in counts:
+                        speed = speed_of(trainers[variant][:count], args.seconds)
+                        rows.append(dict(variant=variant, runs=count, round=turn, value=speed))
+        finally:
+            for trainer in sum(trainers.values(), []):
+                trainer.send(signal.SIGKILL)
+                trainer.process.wait()
+    return rows
+
+
+def report(rows: list[dict], about: str) -> str:
+    """A line per variant and number of runs: medians over the rounds, with the range."""
+    values = {}
+    for row in rows:
+        values.setdefault((row["variant"], int(row["runs"])), []).append(float(row["value"]))
+    text = ["# Speed on a GPU", "", f"`python benchmark/speed_gpu.py`; {about}.", ""]
+    text += [
+        "Environment steps per second of all runs together: median (range) over the rounds.",
+        "",
+    ]
+    text += ["| variant | runs at a time | steps/s |", "|---|---|---|"]
+    for (variant, count), speeds in values.items():
+        middle = statistics.median(speeds)
+        spread = f"{min(speeds):.0f} - {max(speeds):.0f}"
+        text.append(f"| {variant} | {count} | {middle:.0f} ({spread}) |")
+    return "\n".join(text) + "\n"
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    if not torch.cuda.is_available():
+        print("error: PyTorch sees no GPU, so there is nothing to measure", file=sys.stderr)
+        sys.exit(2)
+    rows = measure(args)
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line]
+    about = f"{args.env_id}; {torch.cuda.get_device_name()}, {len(names)} cores of {names[0]}"
+    about += f", Python {platform.python_version()}"
+    about += "".join(f", {name} {version(name)}" for name in ("torch", "numpy", "mujoco"))
+    with open(RESULTS / "speed-gpu.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "about"])
+        writer.writeheader()
+        writer.writerows(row | {"value": f"{row['value']:.5g}", "about": about} for row in rows)
+    text = report(rows, about)
+    (RESULTS / "speed-gpu.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

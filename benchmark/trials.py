@@ -1,0 +1,328 @@
+"""The trials of a search: their runs, scores and pruning, shared by processes through a journal."""
+
+import contextlib
+import fcntl
+import io
+import itertools
+import math
+import platform
+import shlex
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import tyro
+
+from benchmark.jobs import Job
+from benchmark.runs import RETURN, ROOT, Records, Run, args_of, code_hash, digest, fail
+
+try:
+    import numpy as np
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+except ImportError as error:
+    fail(f"{error}: pip install -r benchmark/requirements.txt")
+
+POLL, OVERVIEW = 0.5, 60.0  # seconds between looks at the runs, and between overviews
+
+
+class Env(NamedTuple):
+    steps: int
+    low: float  # the return that scores 0, such as that of random actions
+    high: float  # the return that scores 1
+
+
+@dataclass(frozen=True)
+class Space:
+    envs: dict[str, Env]
+    search: dict[str, BaseDistribution]  # flag: its values; True and False are --flag and --no-flag
+    script: str = "sac_ablations.py"
+    seeds: int = 2
+    flags: str = ""  # of all its runs; their evaluations make the score
+    # evaluations of a run that count, from its end; 0: all, so that learning fast counts
+    last: int = 0
+
+
+class RunFailed(Exception):
+    pass
+
+
+def say(message: str):
+    print(message, flush=True)
+
+
+def flags_of(params: dict) -> list[str]:
+    switch = lambda flag, on: [flag if on else f"--no-{flag[2:]}"]
+    pairs = [switch(k, v) if isinstance(v, bool) else [k, str(v)] for k, v in params.items()]
+    return list(itertools.chain(*pairs))
+
+
+# ---------------------------------------------------------------- one run of a trial
+
+
+def ended_how(job: Job, log: Path, folder: Path | None) -> str:
+    """Of a run that is not at work: finished, diverged, lost (to be continued), or what it said.
+
+    A script whose losses are no longer finite ends by itself, after records and without a
+    traceback; the log then remembers that for the next time.
+    """
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    if folder and (folder / "model.pt").exists():
+        return "finished"
+    if said and said[-1] == "diverged":
+        return "diverged"
+    code = job.process and job.process.returncode
+    traced = any("Traceback" in line for line in said)
+    if code == 1 and folder and Records(folder).read() and not traced:
+        with open(log, "a") as file:
+            print("diverged", file=file)
+        return "diverged"
+    if job.tries < 2:
+        return "lost"
+    return f"ended with exit code {code}: {said[-1] if said else ''} ({log})"
+
+
+def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
+    """Carry out a run, or what is left of it; yields, now and then, its returns by evaluation."""
+    job, log, records = Job(run), runs / "logs" / f"{run.name}.txt", None
+    try:
+        while True:
+            # Asked first: then nothing that it wrote before its end is missed.
+            over = not job.process or job.process.poll() is not None
+            folder, returns = run.folder(runs), {}
+            if folder and not (records and records.folder == folder):
+                records = Records(folder)
+            for step, value in records.read().get(RETURN, []) if records else []:
+                # Several environments step over the multiples of the frequency.
+                step = run.steps if step >= run.steps else step // frequency * frequency
+                returns[step] = value
+            how = ended_how(job, log, folder) if over else "at work"
+            if how == "diverged":
+                which = f"{run.variant}: {run.env_id}, seed {run.seed}"
+                say(f"{which} diverged, what it had left counts 0")
+                due = [*range(frequency, run.steps, frequency), run.steps]
+                returns = dict.fromkeys(due, -math.inf) | returns
+            if how not in ("at work", "finished", "diverged", "lost"):
+                raise RunFailed(f"{run.env_id}, seed {run.seed} {how}")
+            if how == "lost":
+                job.start(runs, track=False)  # nothing happens while another process has the run
+            yield returns
+            if how in ("finished", "diverged"):
+                return
+    finally:
+        if job.process and job.process.poll() is None:
+            job.process.send_signal(signal.SIGINT)  # it leaves at once, its checkpoint is whole
+            job.process.wait()
+
+
+# ---------------------------------------------------------------- trials
+
+
+def lock(path: Path, wait: bool = False):
+    """The file at `path`, locked until it is closed or this process ends; None if it is taken."""
+    file = open(path, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return file
+    except BlockingIOError:
+        file.close()
+
+
+@dataclass
+class Tuning:
+    name: str
+    space: Space
+    args: object  # of benchmark.tune: trials, jobs, threads, seed
+    runs: Path  # the folder
+
+    def __post_init__(self):
+        space = self.space
+        if not (ROOT / space.script).is_file() or not space.envs or space.seeds < 1:
+            needs = f"a script that exists ({space.script}), an environment and a seed at least"
+            fail(f"space {self.name}: needs {needs}")
+        self.flags = shlex.split(space.flags)
+        self.grid = [(env_id, seed) for seed in range(1, space.seeds + 1) for env_id in space.envs]
+        self.steps = sum(space.envs[env_id].steps for env_id, _ in self.grid)
+        self.defaults = self.settings(self.flags)
+        if self.defaults.get("eval_frequency", 0) < 1:
+            needs = "its flags must have --eval-frequency 1 or more"
+            fail(f"space {self.name}: evaluations make the score, {needs}")
+        for flag, values in space.search.items():
+            for value in getattr(values, "choices", None) or (values.low, values.high):
+                self.settings(flags_of({flag: value}))
+        for env_id, env in space.envs.items():
+            if env.low >= env.high:
+                needs = "needs low < high, the returns that score 0 and 1"
+                fail(f"space {self.name}: {env_id} {needs}")
+
+    def settings(self, flags: list[str]) -> dict:
+        """Those of the script under these flags, all of which it must know."""
+        script = self.space.script
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                return vars(tyro.cli(args_of(script), args=flags))
+        except SystemExit:
+            fail(f"space {self.name}: {script} does not take {shlex.join(flags)}, see its --help")
+
+    def own(self) -> dict | None:
+        """The script's own settings, if the space holds them all."""
+        own = {flag: self.defaults.get(flag[2:].replace("-", "_")) for flag in self.space.search}
+        for value, values in zip(own.values(), self.space.search.values()):
+            if choices := getattr(values, "choices", None):
+                held = value in choices
+            else:
+                held = isinstance(value, float | int) and values.low <= value <= values.high
+            if not held or "--preset" in self.flags:
+                return None
+        return own
+
+    def lock(self, *number: int, wait: bool = False):
+        name = "-".join(map(str, ["tune", self.name, *number]))
+        return lock(self.runs / "logs" / f"{name}.lock", wait)
+
+    def open(self):
+        """Take the study from the journal, or begin it; its name says of what it is."""
+        path = self.runs / f"tune-{self.name}.journal"  # absolute: Optuna links its lock to it
+        self.hashes = [code_hash(ROOT / self.space.script), digest(str(self.space))]
+        name = " ".join([self.name, *self.hashes])
+        try:
+            storage = JournalStorage(JournalFileBackend(str(path)))
+        except (ValueError, KeyError) as error:
+            fail(f"{path} is damaged ({error}): move it away to begin anew")
+        for other in optuna.get_all_study_names(storage):
+            if other != name:
+                script = f"version of {self.space.script}"
+                what = "search space" if self.hashes[0] in other else script
+                mend = "bring that back, or move the journal away to begin anew"
+                fail(f"{path} is of another {what}: {mend}")
+        # half of the first run is too early to judge by
+        warm_up = next(iter(self.space.envs.values())).steps // 2
+        pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=warm_up)
+        how = dict(pruner=pruner, direction="maximize", load_if_exists=True)
+        self.study = optuna.create_study(storage=storage, study_name=name, **how)
+
+    def claim(self):
+        """A trial and its lock: one that was left, or a new one; None if no more are wanted."""
+        study, search = self.study, self.space.search
+        with self.lock(wait=True):
+            left, wanted = None, self.args.trials
+            for trial in study.trials:
+                mine = trial.state == TrialState.RUNNING and self.lock(trial.number)
+                # It may have been finished just now.
+                if mine and study.trials[trial.number].state == TrialState.RUNNING:
+                    left = left or (trial, mine)
+                elif trial.state != TrialState.WAITING:
+                    wanted -= 1
+            if wanted < 1:
+                return None
+            if not study.trials and (own := self.own()):
+                study.enqueue_trial(own, user_attrs={"note": "the script's own settings"})
+            # Each trial has its own generator: started again, the sampler must not repeat itself.
+            entropy = np.random.SeedSequence([self.args.seed, len(study.trials)])
+            how = dict(multivariate=True, constant_liar=True)
+            how |= dict(seed=int(entropy.generate_state(1)[0]))
+            study.sampler = optuna.samplers.TPESampler(**how)
+            trial = optuna.Trial(study, left[0]._trial_id) if left else study.ask()
+            for flag, values in search.items():
+                trial._suggest(flag, values)  # what a trial has already, stays
+            packages = [f"{name} {version(name)}" for name in ("torch", "gymnasium", "optuna")]
+            versions = [f"python {platform.python_version()}", *packages]
+            trial.set_user_attr("versions", ", ".join(versions))
+            return trial, left[1] if left else self.lock(trial.number)
+
+    def carry_out(self, trial: optuna.Trial) -> Iterator[str]:
+        """Work on a trial, one piece at each next(): yields where it is, returns its score.
+
+        Reported after each evaluation is the score so far, the runs to come counted 0: so the last
+        report is the score.
+        """
+        before, scores = 0, {}
+        # Not empty if the trial is taken up again.
+        reported = set(self.study.trials[trial.number].intermediate_values)
+        for env_id, seed in self.grid:  # all environments with the first seed, then with the next
+            steps, low, high = self.space.envs[env_id]
+            flags = ["--env-id", env_id, "--total-timesteps", str(steps), *self.flags]
+            flags += [*flags_of(trial.params), "--threads", str(self.args.threads)]
+            study, label = f"tune-{self.name}", f"trial {trial.number}"
+            run = Run(study, self.space.script, env_id, label, seed, steps, tuple(flags))
+            values, score = {}, 0.0
+            following = follow(run, self.defaults["eval_frequency"], self.runs)
+            with contextlib.closing(following):
+                for returns in following:
+                    for step in sorted(returns.keys() - values.keys()):
+                        values[step] = max(0.0, (returns[step] - low) / (high - low))
+                        score = statistics.fmean([*values.values()][-self.space.last :])
+                        so_far = (sum(scores.values()) + score) / len(self.grid)
+                        if before + step not in reported:
+                            self.report(trial, so_far, before + step)
+                    at = f"step {max(values, default=0)} of {steps}"
+                    yield f"{label}, {env_id}, seed {seed}: {at}"
+            before += steps
+            scores[f"{env_id} seed {seed}"] = score
+            trial.set_user_attr("scores", scores)
+        return sum(scores.values()) / len(self.grid)
+
+    def report(self, trial: optuna.Trial, score: float, step: int):
+        trial.report(score, step)
+        if step < self.steps and trial.should_prune():
+            raise optuna.TrialPruned
+
+    def tell(self, trial: optuna.Trial, failure: object = "", **outcome):
+        """End a trial, and say so in one line."""
+        trial = self.study.tell(trial, **outcome)
+        complete = [t.value for t in self.study.trials if t.state == TrialState.COMPLETE]
+        best = max(complete, default=0)
+        said = {
+            TrialState.COMPLETE: f"score {trial.value or 0:.3f}, best so far {best:.3f}",
+            TrialState.PRUNED: f"pruned at step {trial.last_step} of {self.steps}",
+            TrialState.FAIL: f"failed, {failure}",
+        }
+        shown = lambda x: float(f"{x:.3g}") if isinstance(x, float) else x
+        flags = flags_of({flag: shown(value) for flag, value in trial.params.items()})
+        say(f"trial {trial.number}: {said[trial.state]}: {shlex.join(flags)}")
+
+    def go_on(self, trial: optuna.Trial, pieces: Iterator[str]) -> str | None:
+        """Where a trial is now; None if it has ended."""
+        try:
+            return next(pieces)
+        except StopIteration as end:
+            self.tell(trial, values=end.value)
+        except optuna.TrialPruned:
+            self.tell(trial, state=TrialState.PRUNED)
+        except RunFailed as failure:
+            self.tell(trial, failure, state=TrialState.FAIL)
+
+    def work(self):
+        """Trials, some at a time, until as many as wanted are finished or with other processes."""
+        working, told = [], time.time()
+        try:
+            while True:
+                while len(working) < self.args.jobs and (claimed := self.claim()):
+                    working.append((*claimed, self.carry_out(claimed[0])))
+                if not working:
+                    return
+                news = []
+                for item in list(working):
+                    trial, mine, pieces = item
+                    if (piece := self.go_on(trial, pieces)) is not None:
+                        news.append(piece)
+                        continue
+                    working.remove(item)
+                    mine.close()
+                if time.time() > told + OVERVIEW:
+                    done = sum(trial.state.is_finished() for trial in self.study.trials)
+                    head = f"{done} of {self.args.trials} trials finished; at work:"
+                    say("\n  ".join([head, *news]))
+                    told = time.time()
+                time.sleep(POLL)
+        finally:  # Ctrl-C, or a fault of this program: the runs stop
+            for *_, pieces in working:
+                pieces.close()

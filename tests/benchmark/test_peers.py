@@ -1,0 +1,78 @@
+"""benchmark.peers: other libraries are evaluated as the scripts are, and their runs are read like the scripts'."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import sac_continuous as sac
+from benchmark import peers
+from benchmark.runs import Records, read, runs_of
+from benchmark.studies import STUDIES, Study
+from tests.benchmark.helpers import ROOT
+
+
+def test_an_evaluation_is_that_of_the_scripts():
+    """A policy of zeros has the same return in each episode: the same environments, from the same seeds."""
+    model = SimpleNamespace(
+        predict=lambda obs, deterministic: (np.zeros((len(obs), 1), np.float32), None)
+    )
+    agent = SimpleNamespace(
+        act=lambda obs, noise: np.zeros((len(obs), 1), np.float32), log_alpha=torch.zeros(())
+    )
+    args = dict(env_id="Pendulum-v1", seed=3, eval_episodes=4)
+    theirs = peers.evaluate(model, peers.Args(**args), step=500)
+    ours, _ = sac.evaluate(agent, sac.Args(**args), 500)
+    assert theirs.tolist() == ours.tolist() and len(set(theirs)) == 4
+
+
+def test_the_study_of_peers_gives_all_of_them_the_same_task():
+    grid = [run for run in runs_of("peers", STUDIES["peers"]) if run.seed == 1]
+    assert [run.script for run in grid] == ["sac_continuous.py", *["benchmark/peers.py"] * 2]
+    assert (
+        len({run.key for run in grid}) == 3 and len({(run.env_id, run.steps) for run in grid}) == 1
+    )
+
+
+def test_without_their_packages_one_line_names_the_requirements(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=1))
+    with pytest.raises(SystemExit) as stop:
+        peers.python_of_peers()
+    assert stop.value.code == 2 and "requirements-peers.txt" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".venv-peers" / "complete").exists(), reason="needs .venv-peers")
+@pytest.mark.parametrize("library", ["stable-baselines3", "sbx"])
+def test_a_run_of_a_peer_is_read_like_one_of_ours(library, tmp_path):
+    flags = "--eval-frequency 150 --eval-episodes 2 --log-frequency 50"
+    study = Study(
+        {"Pendulum-v1": 450},
+        {"peer": f"benchmark/peers.py --library {library}"},
+        seeds=1,
+        flags=flags,
+    )
+    (run,) = runs_of("x", study)
+    done = subprocess.run(
+        run.command(tmp_path / "runs"), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and sys.executable in done.args, done.stderr
+    assert run.finished(tmp_path / "runs")
+    scalars = Records(run.folder(tmp_path / "runs")).read()
+    wanted = {
+        "charts/SPS",
+        "charts/episodic_return",
+        "charts/episodic_length",
+        "eval/episodic_return_std",
+    }
+    assert wanted <= scalars.keys() and scalars["charts/episodic_length"][0] == (200, 200)
+    found = read(run, tmp_path / "runs")
+    assert [row["step"] for row in found.returns] == [150, 300, 450]
+    assert found.about["state"] == "finished" and "stable-baselines3 2" in found.about["versions"]
+    assert (
+        found.about["command"].startswith("python benchmark/peers.py") and found.about["hours"] > 0
+    )

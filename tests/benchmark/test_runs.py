@@ -1,0 +1,205 @@
+"""benchmark.runs, benchmark.studies: what a run is known by, and which studies can be run and judged."""
+
+import json
+
+import pytest
+import torch
+
+from benchmark import runs
+from benchmark.runs import runs_of
+from benchmark.studies import STUDIES, Rule, Study
+from tests.benchmark.helpers import ROOT
+
+
+def test_what_studies_share_is_run_once_with_the_first(monkeypatch):
+    first = Study({"Pendulum-v1": 100}, {"a": "", "b": "--tau 0.01"}, seeds=2)
+    second = Study({"Pendulum-v1": 100}, {"c": "--tau 0.02", "also a": "--gamma 0.99"}, seeds=2)
+    monkeypatch.setattr(runs, "STUDIES", {"first": first, "second": second})
+    found = [(one.study, one.variant, one.seed) for one in runs.runs_of_all(("first", "second"))]
+    assert found == [("first", label, seed) for seed in (1, 2) for label in "ab"] + [
+        ("second", "c", 1),
+        ("second", "c", 2),
+    ]
+
+
+def test_settings_tell_runs_apart_and_scripts_too():
+    a, b = (
+        runs_of("x", Study({"Pendulum-v1": 100}, {"v": flags}, seeds=1))[0]
+        for flags in ("", "--tau 0.005")
+    )
+    c = runs_of("y", Study({"Pendulum-v1": 100}, {"v": "--tau 0.01"}, seeds=1))[0]
+    d = runs_of("x", Study({"Pendulum-v1": 100}, {"v": ""}, seeds=1, script="sac_continuous.py"))[0]
+    assert a.key == b.key and len({a.key, c.key, d.key}) == 3
+    more_threads = runs_of("x", Study({"Pendulum-v1": 100}, {"v": ""}, seeds=1), threads=2)[0]
+    assert a.key == more_threads.key  # their number changes no bits
+
+
+def test_comments_make_no_other_version_and_code_does():
+    a, b, c, d = map(
+        runs.code_of,
+        [
+            'x = "1 # 2"  # why\n\n# more\ny = f"""{x}\n# 3"""\n',
+            'x = "1 # 2"\ny = f"""{x}\n# 3"""  # because\n',
+            'x = "1 # 2"\ny = f"""{x}\n# 4"""\n',
+            'x = "1"\ny = f"""{x}\n# 3"""\n',
+        ],
+    )
+    assert a == b == 'x = "1 # 2"\ny = f"""{x}\n# 3"""' and len({a, c, d}) == 3
+
+
+def prove(folder, name, old, new, same=True):
+    scripts = {"sac_ablations.py": {"old": {"code": old}, "new": {"code": new}, "same": same}}
+    (folder / f"{name}.json").write_text(json.dumps({"scripts": scripts}))
+
+
+def test_rows_count_through_a_chain_of_proofs(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PROOFS", tmp_path)
+    prove(tmp_path, "first", "a", "b")
+    prove(tmp_path, "second", "c", "b")
+    prove(tmp_path, "third", "b", "d", same=False)
+    prove(tmp_path, "fourth", "d", "e")
+    runs.same_as.cache_clear()
+    found = {code: runs.same_as(code) for code in "abcdex"}
+    runs.same_as.cache_clear()
+    assert found["a"] == found["b"] == found["c"] == {"a", "b", "c"}
+    assert found["d"] == found["e"] == {"d", "e"} and found["x"] == {"x"}
+
+
+def test_a_run_of_an_equal_script_is_taken_for_one_of_this(tmp_path, monkeypatch):
+    run = runs_of("x", Study({"Pendulum-v1": 100}, {"v": "--tau 0.01"}, seeds=1))[0]
+    settings, code = run.key.split(".")
+    folder = tmp_path / f"Pendulum-v1__{settings}.0123456789__1__5"
+    folder.mkdir()
+    (folder / "model.pt").touch()
+    assert not run.finished(tmp_path)
+    monkeypatch.setattr(runs, "same_as", lambda code: {code, "0123456789"})
+    assert run.finished(tmp_path) and run.folder(tmp_path) == folder
+
+
+def test_a_run_whose_folder_has_the_name_of_earlier_ones_is_known_by_what_it_holds(tmp_path):
+    study = Study({"Pendulum-v1": 60000}, {"v": "--tau 0.01", "w": ""}, seeds=1)
+    run, other = runs_of("x", study)
+    folder = tmp_path / "Pendulum-v1__0123456789__1__5"
+    folder.mkdir()
+    settings = vars(runs.args_of("sac_ablations.py")()) | dict(
+        resume=None, compile="on", exp_name="x"
+    )
+    settings |= dict(env_id="Pendulum-v1", total_timesteps=60000, tau=0.01)
+    (folder / "args.json").write_text(json.dumps(settings))
+    (folder / "sac_ablations.py").write_text(
+        (ROOT / "sac_ablations.py").read_text() + "# a comment\n"
+    )
+    assert run.folder(tmp_path) == folder and other.folder(tmp_path) is None
+
+
+def test_a_flag_with_its_default_makes_no_other_run(monkeypatch):
+    a, b, c = (
+        runs_of("x", Study({"Pendulum-v1": 100}, {"v": flags}, seeds=1))[0]
+        for flags in ("", "--gamma 0.99 --compile on --log-frequency 7", "--gamma 0.98")
+    )
+    assert a.key == b.key != c.key
+
+
+def test_variants_may_be_of_one_environment_or_of_another_script():
+    study = Study(
+        {"A": 10, "B": 20},
+        {"ours": "", "theirs": "benchmark/peers.py --library sbx", "for B": "--tau 0.1"},
+        only={"for B": "B"},
+        flags_in={"A": "--gamma 0.9"},
+        seeds=1,
+        seeds_in={"B": 2},
+    )
+    found = [(run.env_id, run.variant, run.seed, run.script) for run in runs_of("x", study)]
+    ours, theirs = "sac_ablations.py", "benchmark/peers.py"
+    both = [("B", "ours", 1, ours), ("B", "theirs", 1, theirs), ("B", "for B", 1, ours)]
+    again = [(env_id, label, 2, script) for env_id, label, _, script in both]
+    assert found == [("A", "ours", 1, ours), ("A", "theirs", 1, theirs), *both, *again]
+    assert ["--gamma" in run.flags for run in runs_of("x", study)[:3]] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_can_be_run_and_their_rules_judged(name):
+    study = STUDIES[name]
+    assert study.mistake() is None
+    # A key is of all settings: the script takes the flags.
+    keys = {(run.env_id, run.key) for run in runs_of(name, study)}
+    grid = {(run.env_id, run.variant) for run in runs_of(name, study)}
+    assert len(keys) == len(grid)  # no two variants are the same
+
+
+def test_the_versions_that_a_run_noted_are_read(tmp_path):
+    noted = dict(
+        python="3.11.7",
+        torch="2.13.0",
+        numpy="2.4.6",
+        gymnasium="1.4.0",
+        processor="AMD EPYC",
+        gpu=True,
+    )
+    torch.save({"versions": noted}, tmp_path / "checkpoint.pt")
+    versions = "python 3.11.7 torch 2.13.0 numpy 2.4.6 gymnasium 1.4.0"
+    assert runs.versions_of(tmp_path) == dict(versions=versions, hardware="AMD EPYC with a GPU")
+
+
+@pytest.mark.parametrize(
+    ("packages", "versions"),
+    [
+        ("2.13.0+cpu 2.4.6 1.4.0", "python 3.11.7 torch 2.13.0+cpu numpy 2.4.6 gymnasium 1.4.0"),
+        (
+            "2.13.0 2.4.6 1.4.0 3.11.0",
+            "python 3.11.7 torch 2.13.0 numpy 2.4.6 gymnasium 1.4.0 mujoco 3.11.0",
+        ),
+    ],
+)
+@pytest.mark.parametrize("processor", ["AMD EPYC", "12th Gen Intel(R) Core(TM) i7-12700K"])
+def test_the_versions_of_earlier_runs_are_read(tmp_path, packages, versions, processor):
+    for gpu in (False, True):
+        noted = f"3.11.7 (main, Jan  1 2026, 00:00:00) [GCC 13.2.0] {packages} {processor} {gpu}"
+        torch.save({"versions": noted}, tmp_path / "checkpoint.pt")
+        hardware = processor + " with a GPU" * gpu
+        assert runs.versions_of(tmp_path) == dict(versions=versions, hardware=hardware)
+
+
+A_RULE = Rule("E", "a", "above", "b")
+
+
+@pytest.mark.parametrize(
+    "changes, answer",
+    [
+        ({}, None),
+        (dict(rules=[Rule("E", "a", "below", 200)]), None),
+        (dict(claim="", rules=()), None),
+        (dict(rules=()), "a claim without rules"),
+        (dict(claim=""), "rules without a claim"),
+        (
+            dict(rules=[A_RULE, A_RULE._replace(env_id="F")]),
+            "for F, which is none of its environments: E",
+        ),
+        (
+            dict(rules=[A_RULE, A_RULE._replace(variant="c")]),
+            "for c, which is none of its variants: a, b",
+        ),
+        (
+            dict(rules=[A_RULE, A_RULE._replace(other="c")]),
+            "for c, which is none of its variants: a, b",
+        ),
+        (dict(rules=[A_RULE, A_RULE._replace(other="a")]), "a with itself"),
+        (
+            dict(rules=[A_RULE._replace(relation="abvoe")]),
+            "relation abvoe, which is none of above, below, like",
+        ),
+        (
+            dict(rules=[A_RULE._replace(measure="speed")]),
+            "measure speed, which is none of return, steps per second",
+        ),
+        (dict(seeds=0), "a seed at least"),
+        (dict(envs={}), "an environment"),
+        (dict(variants={}), "a variant"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(changes, answer):
+    study = dict(
+        envs={"E": 100}, variants={"a": "", "b": "--tau 0.1"}, claim="a claim", rules=[A_RULE]
+    )
+    found = Study(**study | changes).mistake()
+    assert found is None if answer is None else answer in found

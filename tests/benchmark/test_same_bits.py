@@ -1,0 +1,72 @@
+"""benchmark.same_bits: what is equal passes, what differs by a flag's value is found, and both are recorded."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark import same_bits
+
+ROOT = Path(same_bits.__file__).parent.parent
+TINY = "--env-id Pendulum-v1 --total-timesteps 250 --batch-size 8 --checkpoint-frequency 100 --eval-frequency 0 --log-frequency 20"
+CASES = [same_bits.Case("tiny", "sac_continuous.py", f"{TINY} --compile off")]
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A folder with the scripts as they are, but for another default of tau."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    for script in same_bits.SCRIPTS:
+        shutil.copy(ROOT / script, folder)
+    text = (folder / "sac_continuous.py").read_text()
+    assert text.count("tau: float = 0.005") == 1
+    (folder / "sac_continuous.py").write_text(
+        text.replace("tau: float = 0.005", "tau: float = 0.006")
+    )
+    return folder
+
+
+def compare(monkeypatch, *flags):
+    monkeypatch.setattr(same_bits, "CASES", CASES)
+    monkeypatch.setattr(sys, "argv", ["same_bits", *map(str, flags)])
+    with pytest.raises(SystemExit) as stop:
+        same_bits.main()
+    return stop.value.code
+
+
+@pytest.mark.slow
+def test_a_script_computes_what_it_computes(monkeypatch, tmp_path, capsys):
+    record = tmp_path / "made" / "record.json"
+    assert compare(monkeypatch, ROOT, ROOT, "--record", record) == 0
+    assert "sac_continuous.py, tiny: " in capsys.readouterr().out
+    proof = json.loads(record.read_text())
+    assert proof["scripts"]["sac_continuous.py"]["same"] is True
+    assert proof["cases"][0]["tensors"] > 40 and proof["cases"][0]["scalars"] > 10
+
+
+@pytest.mark.slow
+def test_another_tau_is_found(monkeypatch, changed, tmp_path, capsys):
+    record = tmp_path / "record.json"
+    assert compare(monkeypatch, ROOT, changed, "--record", record) == 1
+    assert "agent.log_alpha: up to" in capsys.readouterr().out
+    assert json.loads(record.read_text())["scripts"]["sac_continuous.py"]["same"] is False
+
+
+def test_a_tensor_that_one_side_lacks_is_found():
+    same = {"a": torch.ones(2)}
+    assert same_bits.first_difference(same, {"a": torch.ones(2)}) == ""
+    assert same_bits.first_difference(same, same | {"b": torch.ones(1)}) == "b only in the new one"
+    assert "float64" in same_bits.first_difference(same, {"a": torch.ones(2).double()})
+
+
+@pytest.mark.parametrize(
+    "flags, answer", [(["no-such-commit", "."], "neither"), ([".", ".", "--cases", "x"], "--cases")]
+)
+def test_mistakes_get_one_line(flags, answer, monkeypatch, tmp_path, capsys):
+    assert compare(monkeypatch, *flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error:") and answer in said and said.count("\n") == 1

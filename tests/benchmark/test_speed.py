@@ -1,0 +1,151 @@
+"""The benchmarks measure what they say: steps are counted, paused trainers pause, floors and ratios are right."""
+
+import os
+import runpy
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmark import speed, speed_gpu, speed_parts
+from tests.benchmark.helpers import ROOT
+
+
+def rows(variant, threads, values, env_id="Hopper-v4"):
+    return [
+        speed.row("whole", env_id, variant, threads, "", turn, value, "steps/s") | speed.versions()
+        for turn, value in enumerate(values)
+    ]
+
+
+def test_ratios_are_taken_within_each_round():
+    """A machine that halves its speed in mid-run changes every speed and no ratio."""
+    measured = rows("compiled", 2, [300, 150, 300]) + rows("SBX", 2, [100, 50, 100])
+    assert speed.ratio(measured, "Hopper-v4", 2, "compiled", "SBX") == "3.00 (3.00 - 3.00)"
+    assert speed.medians(measured, "whole")["Hopper-v4", "SBX", 2, "", "steps/s"] == (100, 50, 100)
+
+
+def test_the_report_shows_each_variant_once():
+    measured = []
+    for place, variant in enumerate(speed.VARIANTS):
+        for threads in (1, 2) if variant != "environment alone" else (1,):
+            measured += rows(variant, threads, [10 * (place + 1) * threads])
+    text = speed.report(measured)
+    assert "| eager | 30 (30 - 30) | 60 (60 - 60) |" in text
+    assert "| compiled / SBX | 0.25 (0.25 - 0.25) | 0.25 (0.25 - 0.25) |" in text
+    assert "| compiled, bfloat16 / SBX | 0.50 (0.50 - 0.50) | 0.50 (0.50 - 0.50) |" in text
+    assert all(text.count(f"| {variant} |") == 1 for variant in speed.VARIANTS)
+
+
+def test_the_floor_counts_the_products_of_the_update():
+    """Against a count by hand: forward through actor and critics, and both halves of backward where they are due."""
+    obs_dim, action_dim, batch, hidden = 11, 3, 256, 256
+    agent = speed_parts.sac.SAC(obs_dim, action_dim, speed_parts.sac.Args())
+    buffer = speed_parts.sac.ReplayBuffer(300, obs_dim, action_dim)
+    buffer.rows.normal_()
+    with speed_parts.Products() as products:
+        agent.update(buffer[torch.arange(batch)], torch.randn(2, batch, action_dim))
+    counted = sum(n * 2 * b * m * k * j for (b, m, k, j), n in products.shapes.items())
+    actor = obs_dim * hidden + hidden**2 + hidden * 2 * action_dim
+    # The critics' last layer is a sum, not a product.
+    critics = 2 * ((obs_dim + action_dim) * hidden + hidden**2)
+    # Next actions and actions; targets, values, and values of the new actions.
+    forward = 2 * actor + 3 * critics
+    # Gradients of the weights, and of the inputs.
+    weights = actor + critics
+    inputs = (actor - obs_dim * hidden) + 2 * 2 * hidden**2 + 2 * (obs_dim + action_dim) * hidden
+    assert counted == 2 * batch * (forward + weights + inputs)
+
+
+@pytest.mark.slow
+def test_a_trainer_counts_its_steps_and_rests_when_paused(tmp_path):
+    trainer = speed.Trainer(
+        tmp_path / "run", str(ROOT / speed.SCRIPT), "Hopper-v4", 1, ["--compile", "off"]
+    )
+    try:
+        assert trainer.wait_for(50) > 0
+        trainer.send(speed.signal.SIGSTOP)
+        time.sleep(0.2)
+        before = int(trainer.count[0])
+        time.sleep(0.5)
+        assert trainer.count[0] == before
+        assert trainer.steps_per_second(1.0) > 0
+    finally:
+        trainer.send(speed.signal.SIGKILL)
+        trainer.process.wait()
+
+
+@pytest.mark.slow
+def test_a_trainer_that_ends_is_reported(tmp_path):
+    trainer = speed.Trainer(
+        tmp_path / "run", str(ROOT / speed.SCRIPT), "Hopper-v4", 1, ["--gamma", "2"]
+    )
+    with pytest.raises(SystemExit, match="--gamma 2.0: must be between"):
+        trainer.wait_for(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--parts nothing", "--rounds x"])
+def test_bad_flags_are_refused(flags):
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmark" / "speed.py", *flags.split()], capture_output=True
+    )
+    assert result.returncode == 2
+
+
+def test_a_buffer_on_the_host_gives_the_batches_of_the_script(tmp_path, monkeypatch):
+    """With the CPU in place of the GPU: rows are drawn, moved as one tensor, and split there."""
+    moved = {
+        line: other.replace('"cuda"', '"cpu"') for line, other in speed_gpu.ON_THE_HOST.items()
+    }
+    monkeypatch.setattr(speed_gpu, "ON_THE_HOST", moved)
+    path = speed_gpu.script_with_its_buffer_on_the_host(tmp_path)
+    sac = SimpleNamespace(**runpy.run_path(str(path)))
+    buffer = sac.ReplayBuffer(10, obs_dim=2, action_dim=1)
+    columns = [np.arange(4 * width).reshape(4, width) for width in (2, 1)]
+    rewards = np.arange(4)
+    buffer.add(*columns, rewards, 0 * rewards, 100 + columns[0])
+
+    rows = buffer.sample(50, torch.Generator())
+    batch = buffer[rows]
+
+    assert rows.shape == (50, 7) and set(batch.reward.tolist()) == {0, 1, 2, 3}
+    assert torch.equal(batch.obs[:, 0], 2 * batch.reward)
+    assert torch.equal(batch.next_obs, 100 + batch.obs)
+
+
+def test_the_report_on_gpus_has_medians_and_ranges():
+    speeds = [("GPU, eager", 1, 100.0), ("GPU, eager", 1, 300.0), ("GPU, eager", 1, 120.0)]
+    speeds += [("CPU, compiled", 8, 800.0)]
+    rows = [dict(variant=v, runs=n, round=0, value=value) for v, n, value in speeds]
+    text = speed_gpu.report(rows, "a machine")
+    assert "a machine" in text
+    assert "| GPU, eager | 1 | 120 (100 - 300) |" in text
+    assert "| CPU, compiled | 8 | 800 (800 - 800) |" in text
+
+
+@pytest.mark.slow
+def test_runs_at_a_time_are_counted_together(tmp_path, monkeypatch):
+    """One run and two, on the CPU, each on a core of its own, which this process gives back."""
+    monkeypatch.setattr(speed_gpu, "WARM", 50)
+    eager = (speed.SCRIPT, ["--compile", "off"], (1, 2))
+    monkeypatch.setattr(speed_gpu, "VARIANTS", {"CPU": eager})
+    before = os.sched_getaffinity(0)
+    rows = speed_gpu.measure(speed_gpu.Args(rounds=1))
+    assert [(row["variant"], row["runs"]) for row in rows] == [("CPU", 1), ("CPU", 2)]
+    assert all(row["value"] > 0 for row in rows)
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):
+    monkeypatch.setattr(speed_gpu, "measure", lambda args: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["speed_gpu.py"])
+    with pytest.raises(SystemExit) as stopped:
+        speed_gpu.main()
+    assert stopped.value.code == 2
+    assert "error: PyTorch sees no GPU" in capsys.readouterr().err

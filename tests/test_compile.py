@@ -1,0 +1,560 @@
+"""Speed changes nothing that is learned: compiled updates, bfloat16 products, threads, GPUs.
+
+And every combination of --compile, --num-envs, --track and --capture-video makes real updates.
+"""
+
+import importlib
+import itertools
+import os
+import shutil
+import sys
+import threading
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from helpers import load, only_run, same, saved_args
+
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+
+FLAGS = "--env-id Pendulum-v1 --total-timesteps 60 --learning-starts 40 --batch-size 8 "
+FLAGS += "--log-frequency 20 --eval-frequency 60 --eval-episodes 1 --threads 1"
+SUITE_FLAGS = "--env-id cartpole-swingup --action-repeat 50 --total-timesteps 3000 "
+SUITE_FLAGS += "--learning-starts 2100 --batch-size 8 --log-frequency 1000 "
+SUITE_FLAGS += "--eval-frequency 3000 --eval-episodes 1 --threads 1"
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """Threads, compiled graphs and the folder of compiled code are the next test's own."""
+    threads = torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch._dynamo.reset()
+    torch._dynamo.config.trace_autograd_ops = False
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    if folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The graphs that torch.compile makes, run as they are: all of compiling but the C++."""
+    graphs = []
+
+    def keep(graph, inputs, **rest_of_the_options):
+        graphs.append(graph)
+        return graph
+
+    compile = torch.compile
+
+    def traced_compile(function, options=None, **how):
+        guards = {"guard_filter_fn": (options or {}).get("guard_filter_fn")}
+        options = {key: value for key, value in guards.items() if value}
+        return compile(function, backend=keep, options=options, **how)
+
+    monkeypatch.setattr(torch, "compile", traced_compile)
+    return graphs
+
+
+def make_agent(sac, obs_dim=3, **flags):
+    """An agent as a run starts with it, and its flags."""
+    args = sac.Args(**flags)
+    torch.manual_seed(1)
+    agent = sac.SAC(obs_dim, 1, args)
+    if args.matmul_precision == "medium":
+        sac.multiply_in_bfloat16(agent.critics)
+        sac.multiply_in_bfloat16(agent.target_critics)
+    return agent, args
+
+
+def filled_buffer(sac, rows=1000, device="cpu"):
+    """Replay of that many transitions as Pendulum might give them, some of them ends."""
+    random = np.random.default_rng(0)
+    buffer = sac.ReplayBuffer(rows, 3, 1, device)
+    obs = random.normal(size=(rows, 3))
+    action = np.tanh(random.normal(size=(rows, 1)))
+    next_obs = random.normal(size=(rows, 3))
+    buffer.add(obs, action, random.normal(size=rows), random.normal(size=rows) > 1, next_obs)
+    return buffer
+
+
+def draw(buffer, random, batch_size=256):
+    """Indices and noise of one update."""
+    noise = torch.randn((2, batch_size, 1), generator=random).to(buffer.rows.device)
+    index = torch.randint(len(buffer), (batch_size,), generator=random)
+    return index.to(buffer.rows.device), noise
+
+
+def learner(sac, agent, args, buffer):
+    """learn(index, noise) of the training loop; sac_ablations.py has a number of updates more."""
+    learn, _ = sac.compile_update(args, agent, buffer)
+    if sac.__name__ == "sac_ablations":
+        return lambda index, noise: learn(index, noise, 1)
+    return learn
+
+
+# All flags together -------------------------------------------------------------------------------
+
+COMBINATIONS = list(itertools.product([False, True], [1, 3], [False, True], [False, True]))
+IN_EACH_SCRIPT = [(False, 3, False, False), (True, 1, True, True)]  # the others once
+REALLY_COMPILED = [(1, False, False), (3, True, True)]  # the other graphs are run as they are
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "compiled, num_envs, track, video",
+    [pytest.param(*flags, marks=() if flags in IN_EACH_SCRIPT else once) for flags in COMBINATIONS],
+)
+def test_all_flags_together_make_real_updates(
+    sac, compiled, num_envs, track, video, tmp_path, monkeypatch, request
+):
+    if compiled and not COMPILER:
+        pytest.skip("no C++ compiler")
+    if compiled and (num_envs, track, video) not in REALLY_COMPILED:
+        request.getfixturevalue("traced")
+    in_suite = sac.__name__ == "sac_dmc"
+    flags = (SUITE_FLAGS if in_suite else FLAGS).split()
+    flags += [f"--num-envs={num_envs}", f"--compile={'on' if compiled else 'off'}"]
+    flags += ["--track"] * track + ["--capture-video"] * video
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(sys, "argv", [f"{sac.__name__}.py", *flags])
+
+    sac.main()
+    if track:
+        importlib.import_module("wandb").finish()
+
+    folder = only_run(tmp_path)
+    agent, _ = make_agent(sac, obs_dim=5 if in_suite else 3)
+    before = agent.state_dict()
+    after = load(folder / "model.pt")["agent"]
+    updates = 18 if in_suite else 20
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert not torch.equal(tensor, before[name]), f"{name} is what it was"
+        assert tensor.isfinite().all(), name
+    assert after["critic_optimizer.steps"] == after["actor_optimizer.steps"] == updates
+    assert bool(list(folder.glob("wandb/offline-run-*/*.wandb"))) == track
+    assert bool(list(folder.glob("videos/*.mp4"))) == video
+
+
+# learn() and act() --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_learn_is_the_update_of_the_rows_and_the_noise_that_it_is_given(sac, compiled, traced):
+    agent, args = make_agent(sac, compile=compiled)
+    expected = deepcopy(agent)
+    buffer = filled_buffer(sac, 50)
+    learn = learner(sac, agent, args, buffer)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        index, noise = draw(buffer, random, batch_size=8)
+        losses = learn(index, noise)
+        same(losses, expected.update(buffer[index], noise), 1e-5)
+    same(list(agent.parameters()), list(expected.parameters()), 1e-5)
+    assert bool(traced) == (compiled == "on")
+
+
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_act_is_that_of_the_agent_as_it_learns(sac, compiled, traced):
+    agent, args = make_agent(sac, compile=compiled)
+    _, act = sac.compile_update(args, agent, filled_buffer(sac, 50))
+    obs = np.ones((2, 3), dtype=np.float32)
+    noise = torch.tensor([[0.5], [-1.0]])
+    for bias in (0.1, 0.4):
+        torch.nn.init.constant_(agent.actor.layers[-1].bias, bias)
+        same(act(obs, noise), agent.act(obs, noise), 1e-5)
+    assert bool(traced) == (compiled == "on")
+
+
+def test_an_update_is_one_graph_which_later_updates_use_again(sac, traced):
+    agent, args = make_agent(sac, compile="on")
+    buffer = filled_buffer(sac, 50)
+    learn = learner(sac, agent, args, buffer)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        learn(*draw(buffer, random, batch_size=8))
+    assert len(traced) == 1
+
+
+def test_a_second_run_in_a_process_is_not_taken_for_the_first(sac, traced):
+    index, noise = draw(filled_buffer(sac, 50), torch.Generator().manual_seed(0), batch_size=8)
+    for gamma in (0.9, 0.5):
+        agent, args = make_agent(sac, compile="on", gamma=gamma)
+        buffer = filled_buffer(sac, 50)
+        expected = deepcopy(agent).update(buffer[index], noise)
+        losses = learner(sac, agent, args, buffer)(index, noise)
+        same(losses, expected, 1e-5)
+        assert agent.critic_optimizer.steps == 1
+
+
+def gone(before, agent):
+    """How far each parameter went."""
+    return [(b - a).detach() for a, b in zip(before.parameters(), agent.parameters())]
+
+
+@pytest.mark.slow
+@once
+@needs_compiler
+# Rounding of float32 and of bfloat16.
+@pytest.mark.parametrize("precision, rounding", [("highest", 1e-5), ("medium", 4e-3)])
+def test_compiled_update_equals_the_eager_one(sac, precision, rounding):
+    eager, args = make_agent(sac, matmul_precision=precision, compile="on")
+    compiled, _ = make_agent(sac, matmul_precision=precision)
+    start, _ = make_agent(sac)
+    buffer = filled_buffer(sac)
+    learn = learner(sac, compiled, args, buffer)
+    random = torch.Generator().manual_seed(0)
+
+    for step in range(20):
+        index, noise = draw(buffer, random)
+        expected = eager.update(buffer[index], noise)
+        # Rounding grows from step to step, since Adam divides by small numbers.
+        same(learn(index, noise), expected, rounding * (step + 1))
+        if step == 0:
+            # Adam's first means are a tenth of the gradients.
+            for network in ("actor_optimizer", "critic_optimizer", "alpha_optimizer"):
+                means = list(zip(getattr(eager, network).mean, getattr(compiled, network).mean))
+                assert means
+                for a, b in means:
+                    assert (b - a).norm() < 10 * rounding * a.norm()
+
+    ways = zip(gone(start, eager), gone(eager, compiled))
+    for (name, _), (way, off) in zip(start.named_parameters(), ways):
+        assert off.norm() < 10 * rounding * way.norm(), name
+
+
+def distance(agent, other):
+    return torch.cat([way.flatten() for way in gone(agent, other)]).norm()
+
+
+@pytest.mark.slow
+@once
+@needs_compiler
+def test_a_thousand_compiled_updates_stay_within_the_growth_of_rounding(sac):
+    """What starts as rounding grows, chaotically: as a change of one part in 10^7 grows."""
+    eager, args = make_agent(sac, compile="on")
+    compiled, _ = make_agent(sac)
+    shaken, _ = make_agent(sac)
+    with torch.no_grad():
+        for parameter in shaken.parameters():
+            parameter.mul_(1 + 1e-7)
+    buffer = filled_buffer(sac, 10_000)
+    learn = learner(sac, compiled, args, buffer)
+    random = torch.Generator().manual_seed(0)
+
+    for _ in range(1000):
+        index, noise = draw(buffer, random)
+        expected = eager.update(buffer[index], noise)
+        losses = learn(index, noise)
+        shaken.update(buffer[index], noise)
+
+    assert distance(eager, compiled) < 2 * distance(eager, shaken)
+    same(losses, expected, 0.01)
+
+
+# Runs ---------------------------------------------------------------------------------------------
+
+
+def train(sac, folder, monkeypatch, *flags):
+    """One run in `folder`; the state of its final agent."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [f"{sac.__name__}.py", *FLAGS.split(), *flags])
+    sac.main()
+    return load(only_run(folder) / "model.pt")["agent"]
+
+
+@pytest.mark.slow
+@once
+@pytest.mark.parametrize("precision", ["auto", "medium"])
+@pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=needs_compiler)])
+def test_the_number_of_threads_changes_no_bits(sac, compiled, precision, tmp_path, monkeypatch):
+    flags = ["--env-id=Hopper-v4", "--batch-size=256", f"--compile={compiled}"]
+    flags += [f"--matmul-precision={precision}"]
+    one = train(sac, tmp_path / "one", monkeypatch, *flags, "--threads=1")
+    two = train(sac, tmp_path / "two", monkeypatch, *flags, "--threads=2")
+    assert one["critic_optimizer.steps"] == 20
+    same(one, two)
+
+
+def test_graphs_of_another_number_of_threads_are_forgotten(sac, traced):
+    """Compiled code holds the number of threads, and no guard of ours looks at it."""
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    double = torch.compile(lambda x: 2 * x, options=options)
+    torch.set_num_threads(2)
+    threads = sac.Threads(2)
+    numbers = []
+    for number in (2, 1, 1, 2):
+        threads.use(number)
+        double(torch.ones(3))
+        numbers.append((torch.get_num_threads(), len(traced)))
+    assert numbers == [(2, 1), (1, 2), (1, 2), (2, 3)]
+
+
+class Crowded:
+    """A process that the system interrupts a million times more at each look."""
+
+    looks = 0
+
+    def num_ctx_switches(self):
+        Crowded.looks += 1
+        return SimpleNamespace(voluntary=0, involuntary=10**6 * Crowded.looks)
+
+
+class Quiet:
+    """A process that is never interrupted."""
+
+    def num_ctx_switches(self):
+        return SimpleNamespace(voluntary=0, involuntary=0)
+
+
+GIVING_WAY = ["--checkpoint-frequency=50", "--learning-starts=20", "--eval-frequency=0"]
+GIVING_WAY += ["--compile=off"]
+
+
+@pytest.fixture
+def threads_of_updates(sac, monkeypatch, tmp_path, capsys, request):
+    """Threads at each update of a run with two, where each step takes 2.1 seconds of waiting."""
+    clock = itertools.count(step=2.1)
+    main = threading.main_thread()
+    threads = []
+    update = sac.SAC.update
+
+    def spy(*args):
+        threads.append(torch.get_num_threads())
+        return update(*args)
+
+    def tick():
+        # TensorBoard's thread, which asks when it likes, must not move the clock.
+        return next(clock) if threading.current_thread() is main else 0.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sac.time, "time", tick)
+        patch.setattr(psutil, "Process", request.param)
+        patch.setattr(sac.SAC, "update", spy)
+        agent = train(sac, tmp_path / "watched", monkeypatch, *GIVING_WAY, "--threads=2")
+    said = capsys.readouterr().out
+    assert said
+    return SimpleNamespace(threads=threads, agent=agent, said=said)
+
+
+@pytest.mark.slow
+@once
+@pytest.mark.parametrize("threads_of_updates", [Quiet], indirect=True)
+def test_threads_stay_as_many_while_the_cores_are_free(threads_of_updates):
+    assert threads_of_updates.threads == [2] * 40
+    assert "using 1 thread" not in threads_of_updates.said
+
+
+@pytest.mark.slow
+@once
+@pytest.mark.parametrize("threads_of_updates", [Crowded], indirect=True)
+def test_threads_give_way_until_the_next_checkpoint(sac, threads_of_updates, tmp_path, monkeypatch):
+    # One look begins the measurement, the next one ends it.
+    assert threads_of_updates.threads == [1] * 30 + [2, 2] + [1] * 8
+    assert threads_of_updates.said.count("using 1 thread until the next checkpoint") == 2
+    alone = train(sac, tmp_path / "alone", monkeypatch, *GIVING_WAY, "--threads=1")
+    same(threads_of_updates.agent, alone)
+
+
+LONG = ["--total-timesteps=50000", "--learning-starts=49999"]
+SHORT = ["--total-timesteps=49999", "--learning-starts=49998"]
+
+
+@pytest.fixture
+def compiled_functions(monkeypatch):
+    """What was given to torch.compile: nothing is compiled."""
+    functions = []
+
+    def note(function, **_):
+        functions.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", note)
+    return functions
+
+
+@pytest.mark.slow
+@once
+@pytest.mark.parametrize(
+    "flags, compiles",
+    [
+        ([], False),
+        (SHORT, False),
+        (LONG, True),
+        ([*LONG, "--compile=off"], False),
+        (["--compile=on"], True),
+    ],
+)
+def test_long_runs_compile_and_resumed_ones_go_on_as_they_began(
+    sac, flags, compiles, tmp_path, monkeypatch, compiled_functions
+):
+    flags = [*flags, "--eval-frequency=0", "--checkpoint-frequency=100000"]
+    train(sac, tmp_path / "run", monkeypatch, *flags, "--log-frequency=100000")
+    first = len(compiled_functions)
+    folder = only_run(tmp_path / "run")
+    args = saved_args(folder)
+    compiled_functions.clear()
+    longer = max(50_000, args["total_timesteps"] + 1)
+    again = [f"--resume={folder}", f"--total-timesteps={longer}", "--learning-starts=49999"]
+    monkeypatch.setattr(sys, "argv", [f"{sac.__name__}.py", *again])
+    sac.main()
+
+    # A trial of the compiler, learn, act.
+    assert first == len(compiled_functions) == 3 * compiles
+    assert args["compile"] == ("on" if compiles else "off")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("steps, choice", [(49_999, "off"), (50_000, "on")])
+def test_long_runs_compile_on_a_gpu_too(sac, kind, steps, choice, monkeypatch):
+    """There a CUDA graph pays most. The trial of the compiler is left out: it needs the GPU."""
+    monkeypatch.setattr(sac.torch, "compile", lambda function: lambda ones: ones)
+    monkeypatch.setattr(sac.torch, "ones", lambda size, device: None)
+    args = sac.Args(total_timesteps=steps)
+    sac.choose_compilation(args, torch.device(kind))
+    assert args.compile == choice
+
+
+@pytest.mark.parametrize("kind, lacking", [("cpu", "C++ compiler"), ("cuda", "Triton")])
+def test_what_compilation_lacks_is_named(sac, kind, lacking, monkeypatch, capsys):
+    def compile(function):
+        raise RuntimeError
+
+    monkeypatch.setattr(sac.torch, "compile", compile)
+    args = sac.Args(compile="on")
+    sac.choose_compilation(args, torch.device(kind))
+    assert args.compile == "off"
+    assert f"no working {lacking}: " in capsys.readouterr().out
+
+
+# The folder of compiled code ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home without settings."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_compiled_code_is_kept_in_the_users_cache(sac, home, compiled_functions):
+    sac.choose_compilation(sac.Args(compile="on"), torch.device("cpu"))
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder == home / ".cache" / "one-file-sac"
+    assert folder.is_dir()
+
+
+def test_the_users_cache_may_be_elsewhere(sac, home, monkeypatch, compiled_functions):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
+    sac.choose_compilation(sac.Args(compile="on"), torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home / "elsewhere" / "one-file-sac")
+
+
+def test_a_folder_of_the_users_choice_stays(sac, home, monkeypatch, compiled_functions):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/of/my/own")
+    sac.choose_compilation(sac.Args(compile="on"), torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/of/my/own"
+    assert not list(home.iterdir())
+
+
+def test_where_no_cache_can_be_made_pytorch_chooses(sac, home, compiled_functions):
+    (home / ".cache").write_text("a file")
+    args = sac.Args(compile="on")
+    sac.choose_compilation(args, torch.device("cpu"))
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert args.compile == "on"
+
+
+def test_without_compilation_nothing_is_kept(sac, home, compiled_functions):
+    sac.choose_compilation(sac.Args(compile="off"), torch.device("cpu"))
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert not list(home.iterdir())
+
+
+# GPUs ---------------------------------------------------------------------------------------------
+
+
+@once
+@needs_gpu
+def test_a_gpu_update_equals_the_cpu_one(sac):
+    on_cpu, _ = make_agent(sac)
+    on_gpu, _ = make_agent(sac)
+    on_gpu.to("cuda")
+    buffer = filled_buffer(sac)
+    index, noise = draw(buffer, torch.Generator().manual_seed(0))
+    batch = buffer[index]
+
+    expected = on_cpu.update(batch, noise)
+    losses = on_gpu.update(sac.Batch(*(column.cuda() for column in batch)), noise.cuda())
+
+    assert losses
+    same({name: loss.cpu() for name, loss in losses.items()}, expected, 1e-4)
+
+
+@pytest.mark.slow
+@once
+@needs_gpu
+def test_a_captured_update_equals_the_eager_one(sac):
+    """One compiled graph, replayed as a CUDA graph."""
+    eager, args = make_agent(sac, compile="on")
+    captured, _ = make_agent(sac)
+    eager.to("cuda")
+    captured.to("cuda")
+    buffer = filled_buffer(sac, device="cuda")
+    learn = learner(sac, captured, args, buffer)
+    random = torch.Generator().manual_seed(0)
+    for step in range(20):
+        index, noise = draw(buffer, random)
+        expected = eager.update(buffer[index], noise)
+        same(learn(index, noise), expected, 1e-5 * (step + 1))
+
+
+# Precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["auto", "highest"])
+def test_products_are_true_float32(sac, precision):
+    sac.prepare_machine(sac.Args(matmul_precision=precision, threads=1), torch.device("cpu"))
+    x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0))
+    error = (x @ x - x.double() @ x.double()).abs().max()
+    assert error < 1e-3, "products around 64 were rounded to fewer bits than float32 has"
+
+
+def test_main_prepares_the_machine(sac, tmp_path, monkeypatch):
+    """What the test above asks for is what a run does, before it makes the agent."""
+    prepared = []
+
+    class Prepared(Exception):
+        pass
+
+    def make_agent(*_):
+        raise Prepared
+
+    def note(args, device):
+        prepared.append(args.matmul_precision)
+
+    flags = (SUITE_FLAGS if sac.__name__ == "sac_dmc" else FLAGS).split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sac, "prepare_machine", note)
+    monkeypatch.setattr(sac, "make_agent", make_agent)
+    monkeypatch.setattr(sys, "argv", [sac.__name__, *flags, "--matmul-precision", "high"])
+    with pytest.raises(Prepared):
+        sac.main()
+    assert prepared == ["high"]

@@ -1,0 +1,518 @@
+"""What README.md and docs/ say is so: commands, excerpts, flags, metrics, files, links, numbers.
+
+python docs/flags.py  # writes the tables of flags anew
+"""
+
+import csv
+import fnmatch
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tyro
+
+import sac_continuous
+from benchmark import report, run, tune
+from benchmark.studies import STUDIES
+
+ROOT = Path(__file__).parent.parent
+SCRIPT_NAMES = ["sac_continuous.py", "sac_dmc.py", "sac_ablations.py"]
+README = ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "reference.md"
+HOW_TO = ROOT / "docs" / "how-to.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, *DOCS]
+# docs/variants.md has commands and diffs that tests of its own hold.
+COMMAND_PAGES = [page for page in PAGES if page.name != "variants.md"]
+
+sys.path.insert(0, str(ROOT / "docs"))
+flags = importlib.import_module("flags")
+
+
+def table_under(page: Path, title: str) -> list[list[str]]:
+    """The rows, without the header, of the first table under a heading."""
+    section = page.read_text().split(f"\n{title}\n", 1)[1]
+    table = re.search(r"(?:^\|.*\n)+", section, re.M)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert len(rows) > 2
+    return rows[2:]
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+SHORT = "--total-timesteps 60 --learning-starts 40 --batch-size 8 --eval-frequency 60 "
+SHORT += "--eval-episodes 1 --threads 1"
+NOT_RUN = {
+    "python3 -m venv .venv && source .venv/bin/activate && pip install -r requirements.txt": (
+        "the line with -m pytest installs them too"
+    ),
+    "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt "
+    "-r tests/requirements.txt && .venv/bin/python -m pytest": "it is what runs this test",
+    "uv run sac_continuous.py --env-id Hopper-v4": "needs uv, and an hour",
+    "tensorboard --logdir runs": "a server",
+    "pip install -r requirements.txt -r benchmark/requirements.txt": "part of what runs this test",
+    "pip install -r benchmark/requirements-ray.txt": "likewise",
+    "pip install onnx onnxscript onnxruntime": "likewise",
+    "pip install -r requirements-robotics.txt": "its absence is tested in test_storage.py",
+    "pip install -r requirements.txt && pip install --no-deps dm-control==1.0.44": (
+        "needs Python 3.13 or later"
+    ),
+    "pip install dm-env dm-tree glfw lxml pyopengl pyparsing requests scipy": "likewise",
+    "wandb login": "needs an account",
+    "wandb sync runs/FOLDER/wandb/offline-run-*": "likewise",
+    "optuna-dashboard runs/tune-cartpole.journal": "a server",
+    "ray start --head --port 6379": "needs a cluster; the tests of benchmark/ start one",
+    "ray start --address FIRST:6379": "likewise",
+    "python benchmark/speed.py": "half an hour of a quiet machine; benchmark/ has tests for it",
+}
+NOT_RUN_PREFIXES = {
+    "sbatch ": "needs Slurm; the command that it wraps is parsed",
+    "python -m openrlbenchmark.rlops ": "needs an account and the network",
+}
+
+
+def commands_of(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+    text = "".join(blocks).replace("\\\n", " ")
+    lines = [re.sub(r"\s+", " ", line.split(" #")[0]).strip() for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+COMMANDS = sorted({command for page in COMMAND_PAGES for command in commands_of(page)})
+
+
+def script_command(command: str) -> str | None:
+    """The call of a script that a command is, or repeats in a loop."""
+    loop = re.fullmatch(r"for \w+ in .*; do (.*) & done; wait", command)
+    call = loop[1].replace("$seed", "1") if loop else command
+    return call if re.match(r"(\w+=\w+ )?python sac_\w+\.py", call) else None
+
+
+def benchmark_command(command: str) -> str | None:
+    found = re.search(r"python -m benchmark\.[^\"]*", command)
+    return found[0] if found else None
+
+
+SCRIPT_COMMANDS = [command for command in COMMANDS if script_command(command)]
+BENCHMARK_COMMANDS = [command for command in COMMANDS if benchmark_command(command)]
+
+
+def test_there_are_commands_of_both_kinds():
+    assert len(SCRIPT_COMMANDS) > 10
+    assert len(BENCHMARK_COMMANDS) > 4
+
+
+def test_every_command_is_run_parsed_or_named():
+    named = {command for command in COMMANDS if command.startswith(tuple(NOT_RUN_PREFIXES))}
+    assert set(COMMANDS) == {*SCRIPT_COMMANDS, *BENCHMARK_COMMANDS, *NOT_RUN, *named}
+
+
+def test_the_readme_says_how_to_test_as_ci_reads_it():
+    (line,) = [line for line in README.read_text().splitlines() if "-m pytest" in line]
+    assert line == (
+        "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt "
+        "-r tests/requirements.txt && .venv/bin/python -m pytest"
+    )
+
+
+def execute(folder: Path, command: str) -> str:
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {"PATH": path, "HOME": str(folder), "WANDB_MODE": "offline"}
+    shell = dict(shell=True, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=folder, env=environment, **shell)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """An empty folder with the scripts, the files that the pages print, and a finished run."""
+    folder = tmp_path_factory.mktemp("alone")
+    for script in SCRIPT_NAMES:
+        shutil.copy(ROOT / script, folder)
+    for name, text in re.findall(FILE_BLOCK, HOW_TO.read_text(), re.S):
+        (folder / name).write_text(text)
+    everything = f"{SHORT} --capture-video --track"
+    execute(folder, f"python sac_continuous.py --env-id Pendulum-v1 {everything}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(alone) -> Path:
+    """The finished run: recorded and tracked."""
+    return min(alone.glob("runs/Pendulum*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SCRIPT_COMMANDS, ids=lambda command: command[:70])
+def test_a_command_runs_in_a_folder_with_the_scripts_alone(command, alone, finished):
+    if "sac_dmc" in command or "dm_control" in command:
+        pytest.importorskip("dm_control")
+    call = script_command(command).replace("FOLDER", finished.name)
+    if "--resume" in call:
+        call += " --total-timesteps 80" * ("--total-timesteps" in call)
+    elif not re.search("--help|--list-tasks|--evaluate", call):
+        call += f" {SHORT}"
+    shown = {"--help": "--env-id", "--list-tasks": "walker-walk", "--evaluate": "policy at step"}
+    expected = next((text for flag, text in shown.items() if flag in call), "done: runs/")
+    assert expected in execute(alone, call)
+
+
+@pytest.mark.slow
+def test_a_tracked_run_is_evaluated_without_a_login(alone, finished):
+    assert (finished / "wandb").exists()
+    command = f"WANDB_MODE=online python sac_continuous.py --evaluate {finished}"
+    assert "policy at step" in execute(alone, command)
+
+
+@pytest.mark.parametrize("command", BENCHMARK_COMMANDS)
+def test_a_command_of_the_benchmark_is_understood(command):
+    name, *words = shlex.split(benchmark_command(command).removeprefix("python -m benchmark."))
+    module = {"run": run, "report": report, "tune": tune}[name]
+    args = vars(tyro.cli(module.Args, args=words))
+    assert args["list"] if "--list" in words else args.get("studies") or args.get("space")
+    assert {*args.get("studies", ())} <= STUDIES.keys()
+    assert args.get("space", "") in ("", *tune.SPACES)
+
+
+# Code ---------------------------------------------------------------------------------------------
+
+EXCERPT = r"<!-- (\w+\.py) -->\n```python\n(.*?)```"
+RUN_BLOCK = r"<!-- (run|run: onnx) -->\n```python\n(.*?)```"
+FILE_BLOCK = r"<!-- file: (\w+\.py) -->\n```python\n(.*?)```"
+EXCERPTS = [
+    pytest.param(name, text, id=f"{page.stem}{i}")
+    for page in PAGES
+    for i, (name, text) in enumerate(re.findall(EXCERPT, page.read_text(), re.S))
+]
+
+
+def stands_in(excerpt: str, source: str) -> bool:
+    """Whether the excerpt is whole consecutive lines of the source, but for the indentation."""
+    wanted = textwrap.dedent(excerpt).splitlines()
+    lines = source.splitlines()
+    for first in range(len(lines) - len(wanted) + 1):
+        part = "\n".join(lines[first : first + len(wanted)])
+        if textwrap.dedent(part).splitlines() == wanted:
+            return True
+    return False
+
+
+def test_there_are_excerpts():
+    assert len(EXCERPTS) > 10
+
+
+@pytest.mark.parametrize("name, text", EXCERPTS)
+def test_an_excerpt_stands_in_its_file(name, text):
+    assert stands_in(text, (ROOT / name).read_text()), f"no longer in {name}:\n{text}"
+
+
+@pytest.mark.parametrize("change", [("amin(0)", "amin(1)"), (" - alpha", " + alpha"), ("q = ", "")])
+def test_a_changed_excerpt_is_found(change):
+    source = (ROOT / "sac_continuous.py").read_text()
+    excerpts = [param.values[1] for param in EXCERPTS if change[0] in param.values[1]]
+    assert excerpts
+    assert not any(stands_in(text.replace(*change), source) for text in excerpts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_python_is_an_excerpt_or_is_run(page):
+    text = page.read_text()
+    marked = [
+        found for mark in (EXCERPT, RUN_BLOCK, FILE_BLOCK) for found in re.findall(mark, text, re.S)
+    ]
+    assert text.count("```python\n") == len(marked)
+
+
+@pytest.fixture
+def namespace(finished, monkeypatch) -> dict:
+    """Where the blocks of docs/how-to.md that run without onnx have run."""
+    monkeypatch.chdir(finished.parent.parent)
+    monkeypatch.syspath_prepend(finished.parent.parent)
+    names = {}
+    for kind, text in blocks_to_run(finished):
+        if kind == "run":
+            exec(text, names)
+    return names
+
+
+def blocks_to_run(finished: Path) -> list[tuple[str, str]]:
+    found = re.findall(RUN_BLOCK, HOW_TO.read_text(), re.S)
+    assert len(found) == 5
+    return [(kind, text.replace("FOLDER", finished.name)) for kind, text in found]
+
+
+@pytest.mark.slow
+def test_the_loaded_policy_acts_as_the_agent(namespace, finished):
+    obs = torch.randn(100, 3)
+    expected = 2 * agent_of(finished).act(obs.numpy(), torch.zeros(100, 1))  # Pendulum's bounds
+    actions = namespace["policy"](obs).detach().numpy()
+    assert np.std(actions) > 0
+    np.testing.assert_allclose(actions, expected, atol=1e-6)
+
+
+def agent_of(folder: Path) -> sac_continuous.SAC:
+    args = sac_continuous.Args(**json.loads((folder / "args.json").read_text()))
+    agent = sac_continuous.SAC(3, 1, args)
+    agent.load_state_dict(torch.load(folder / "model.pt", weights_only=True)["agent"])
+    return agent
+
+
+@pytest.mark.slow
+def test_the_loaded_policy_plays_an_episode(namespace):
+    assert -2000 < namespace["episode_return"] < 0
+
+
+@pytest.mark.slow
+def test_the_exported_policy_gives_the_same_actions(namespace, finished):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    for kind, text in blocks_to_run(finished):
+        if kind == "run: onnx":
+            exec(text, namespace)
+    assert namespace["actions"].shape == (5, 1)
+    obs = torch.randn(1000, 3) * 3
+    (actions,) = namespace["session"].run(None, {"obs": obs.numpy()})
+    expected = namespace["policy"](obs).detach().numpy()
+    assert np.std(expected) > 0
+    np.testing.assert_allclose(actions, expected, atol=1e-5)
+
+
+# Flags --------------------------------------------------------------------------------------------
+
+OTHERS_FLAGS = {"--help", "--no-track"}
+
+
+def test_the_tables_of_flags_are_those_of_the_scripts():
+    text = REFERENCE.read_text()
+    assert flags.filled(text) == text, "python docs/flags.py writes them"
+
+
+@pytest.mark.parametrize("script", SCRIPT_NAMES)
+def test_the_tables_have_every_flag_and_its_default(script):
+    module = importlib.import_module(script.removesuffix(".py"))
+    defaults = vars(module.Args())
+    rows = flags.flags_of(script)
+    assert len(rows) == len(defaults) > 20
+    for name, value in defaults.items():
+        row = rows["--" + name.replace("_", "-")]
+        shown = re.split(r" \| ", row.splitlines()[-1])[1].strip("`")
+        if name != "threads":  # it depends on the machine
+            assert shown.replace("_", "") == str(value).replace("_", "") or float(shown) == value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [("`0.99`", "`0.9`"), ("discount per step", "discount")])
+def test_a_wrong_default_or_meaning_is_found(change):
+    text = REFERENCE.read_text()
+    assert change[0] in text
+    wrong = text.replace(*change)
+    assert flags.filled(wrong) != wrong
+
+
+def known_flags() -> set[str]:
+    named = set(OTHERS_FLAGS)
+    for script in SCRIPT_NAMES:
+        for name in flags.flags_of(script):
+            named |= {name, name.replace("--", "--no-", 1)}
+    return named
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.stem)
+def test_every_flag_that_a_page_names_exists(page):
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", prose))
+    assert named <= known_flags()
+
+
+# Metrics, files, messages -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_table_of_metrics_has_those_that_a_run_logs(finished):
+    named = {row[0].strip("`") for row in table_under(REFERENCE, "## Metrics")}
+    # The finished run is too short for an episode to end, and its environment knows no success.
+    elsewhere = {"charts/episodic_return", "charts/episodic_length", "eval/success_rate"}
+    assert named == set(sac_continuous.read_records(finished)) | elsewhere
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_metric_that_a_page_names_is_in_the_table(page):
+    in_table = {row[0].strip("`") for row in table_under(REFERENCE, "## Metrics")}
+    named = set(re.findall(r"`((?:charts|losses|eval)/\w+)`", page.read_text()))
+    assert named <= in_table | {"eval/video"}
+
+
+@pytest.mark.slow
+def test_the_table_of_files_has_those_of_a_run(finished):
+    patterns = [
+        row[0].strip("`").rstrip("/") for row in table_under(REFERENCE, "## Files of a run")
+    ]
+    kept = [
+        path for path in finished.rglob("*") if "wandb" not in path.parts or path.name == "wandb"
+    ]
+    files = {str(path.relative_to(finished)) for path in kept} - {"videos"}
+    for pattern in patterns:
+        assert fnmatch.filter(files, pattern), pattern
+        files -= set(fnmatch.filter(files, pattern))
+    assert not files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt", "model.pt"])
+def test_the_table_of_contents_has_those_of_a_file(name, finished):
+    intro = "All `.pt` files load with `torch.load(path, weights_only=True)`:"
+    expected = set()
+    for keys, files, _ in table_under(REFERENCE, intro):
+        if files == "all three" or name in files:
+            expected |= set(keys.replace("`", "").split(", "))
+    assert set(torch.load(finished / name, weights_only=True)) == expected
+
+
+def test_every_error_message_that_is_explained_exists():
+    source = (ROOT / "sac_continuous.py").read_text()
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    for message, _, _ in table_under(HOW_TO, "## Error messages"):
+        for part in message.strip("`").split("..."):
+            assert part.strip(" ,").replace("--learning-starts", "") in source, message
+
+
+# Links and pages ----------------------------------------------------------------------------------
+
+LINKED = [*PAGES, ROOT / "benchmark" / "README.md"]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The names that GitHub gives to headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    titles = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title) for title in titles]
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        if not path.exists() or (anchor and anchor not in anchors_of(path)):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    assert not broken_links(page, page.read_text())
+
+
+@pytest.mark.parametrize("change", [("docs/speed.md", "docs/sped.md"), ("#gymnasium", "#gym")])
+def test_a_broken_link_is_found(change):
+    text = README.read_text()
+    assert change[0] in text
+    assert broken_links(README, text.replace(*change))
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_a_page_says_who_needs_it(page):
+    title, empty, sentence = page.read_text().splitlines()[:3]
+    assert title.startswith("# ") and not empty
+    assert sentence.startswith("For readers who ")
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_a_page_can_be_found_from_the_readme(page):
+    assert f"](docs/{page.name})" in README.read_text()
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 160
+
+
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.stem)
+def test_a_table_has_at_most_six_columns(page):
+    rows = re.findall(r"^\|.*\|$", page.read_text(), re.M)
+    assert all(row.count("|") <= 7 for row in rows)
+
+
+# Numbers ------------------------------------------------------------------------------------------
+
+
+def final_returns(study: str) -> dict[str, list[float]]:
+    """The last evaluation of each seed, by task."""
+    last = {}
+    with open(ROOT / "benchmark" / "results" / study / "returns.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            key = (row["env_id"], int(row["seed"]))
+            last[key] = max(last.get(key, (0, 0)), (int(row["step"]), float(row["return"])))
+    returns = defaultdict(list)
+    for (task, _), (_, value) in sorted(last.items()):
+        returns[task].append(value)
+    return returns
+
+
+@pytest.mark.parametrize(
+    "study, title", [("quick", "## Gymnasium"), ("dmc-100k", "## DeepMind Control Suite")]
+)
+def test_the_tables_of_returns_are_those_of_the_runs(study, title):
+    rows = {row[0]: row for row in table_under(ROOT / "docs" / "results.md", title)}
+    returns = final_returns(study)
+    assert rows.keys() == returns.keys()
+    for task, values in returns.items():
+        *_, seeds, mean, _ = rows[task]
+        np.testing.assert_allclose([float(value) for value in seeds.split(", ")], values, atol=0.5)
+        assert abs(float(mean) - np.mean(values)) <= 0.5
+
+
+SPEED_TITLE = "Environment steps per second of whole training runs:"
+
+
+@pytest.mark.parametrize(
+    "page, title, column", [("results", "## What it reaches", 3), ("speed", SPEED_TITLE, 1)]
+)
+def test_the_readme_has_the_numbers_of_the_pages(page, title, column):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    for row in table_under(README, title):
+        assert f"| {row[column]} |" in text
+
+
+def numbers_in(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[\d.]+", cell)]
+
+
+def test_the_speeds_on_a_gpu_are_those_measured():
+    speeds = defaultdict(list)
+    with open(ROOT / "benchmark" / "results" / "speed-gpu.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            speeds[row["variant"], row["runs"]].append(float(row["value"]))
+    one = speeds["GPU, CUDA graphs", "1"]
+    section = (ROOT / "docs" / "speed.md").read_text().split("## On a GPU\n")[1]
+    rows = re.findall(r"^\|.*\|$", section, re.M)[2:]
+    assert len(rows) == len(speeds) == 10
+    for row, ((variant, runs), values) in zip(rows, speeds.items()):
+        _, count, speed, ratio = row.strip("|").split("|")
+        expected = [np.median(values), min(values), max(values)]
+        assert count.strip() == runs
+        np.testing.assert_allclose(numbers_in(speed), expected, atol=0.6)
+        if variant != "GPU, CUDA graphs":
+            ratios = [a / b for a, b in zip(one, values)]
+            expected = [np.median(ratios), min(ratios), max(ratios)]
+            np.testing.assert_allclose(numbers_in(ratio), expected, atol=0.05)
+    libraries = {"One-File SAC": "CUDA graphs", "SBX": "SBX"}
+    libraries |= {"Stable-Baselines3": "Stable-Baselines3"}
+    for library, *_, speed in table_under(README, SPEED_TITLE):
+        measured = speeds[f"GPU, {libraries[library]}", "1"]
+        assert speed == f"{np.median(measured):.0f}"
