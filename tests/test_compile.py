@@ -132,9 +132,11 @@ def test_all_flags_together_make_real_updates(
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setattr(sys, "argv", [f"{sac.__name__}.py", *flags])
 
-    sac.main()
-    if track:
-        importlib.import_module("wandb").finish()
+    try:
+        sac.main()
+    finally:
+        if track:  # its process too, which the scripts that later tests start would share
+            importlib.import_module("wandb").teardown()
 
     folder = only_run(tmp_path)
     agent, _ = make_agent(sac, obs_dim=5 if in_suite else 3)

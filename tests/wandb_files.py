@@ -1,5 +1,6 @@
 """What Weights & Biases recorded offline: its file holds what it would have sent."""
 
+import os
 import struct
 import time
 from pathlib import Path
@@ -37,4 +38,5 @@ def finished_records(path: Path) -> list:
         if records and records[-1].WhichOneof("record_type") == "exit":
             return records
         time.sleep(0.1)
-    raise AssertionError(f"{path} has no end")
+    shared = os.environ.get("WANDB_SERVICE")  # what a process writes that outlives the run
+    raise AssertionError(f"{path} has no end; WANDB_SERVICE is {shared}")
