@@ -36,20 +36,36 @@ def children(process):
     ]
 
 
-def steps_of(folder):
-    """The last step that each run in a folder has recorded."""
-    read = [Records(run).read() for run in folder.glob("runs/Pendulum*")]
-    return [scalars["charts/SPS"][-1][0] for scalars in read if "charts/SPS" in scalars]
+def folder_of(folder, pid):
+    """The run folder of a process; it has the name that the runner gives with --exp-name."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    name = words[words.index("--exp-name") + 1] if "--exp-name" in words else "not yet begun"
+    return next(folder.glob(f"runs/Pendulum-v1__{name}__*"), None)
 
 
-def wait_until_between_checkpoints(folder, process):
-    """Until both runs are between two checkpoints, which come every 100 steps, and one has learned."""
-    while process.poll() is None:
-        steps = steps_of(folder)
-        if len(steps) == 2 and max(steps) > 300 and all(20 <= step % 100 <= 60 for step in steps):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the study was over before it could be disturbed")
+def is_between_checkpoints(run):
+    """Whether a run has learned, and is well between two checkpoints, which come every 100 steps."""
+    scalars = Records(run).read() if run else {}
+    step = scalars["charts/SPS"][-1][0] if "charts/SPS" in scalars else 0
+    return step > 300 and step % 100 in (20, 40)
+
+
+def freeze_between_checkpoints(folder, runner):
+    """The two runs, each stopped at such a moment: they cannot end before they are disturbed."""
+    frozen = []
+    while len(frozen) < 2:
+        assert runner.poll() is None, "the study was over before it could be disturbed"
+        for pid in set(children(runner)) - set(frozen):
+            if is_between_checkpoints(folder_of(folder, pid)):
+                os.kill(pid, signal.SIGSTOP)
+                frozen.append(pid)
+        time.sleep(0.01)
+    return frozen
+
+
+def thaw(pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.slow
@@ -66,12 +82,11 @@ def test_a_finished_study_is_not_run_again(undisturbed):
 @pytest.mark.parametrize("how", ["Ctrl-C", "runner killed", "run killed"])
 def test_a_disturbed_study_ends_as_an_undisturbed_one(how, tmp_path, undisturbed):
     runner = start(tmp_path, "tiny", "--jobs", "2")
-    wait_until_between_checkpoints(tmp_path, runner)
-    runs = children(runner)
-    assert len(runs) == 2
+    runs = freeze_between_checkpoints(tmp_path, runner)
     if how == "Ctrl-C":
         assert all(os.getpgid(run) != runner.pid for run in runs)
         os.killpg(runner.pid, signal.SIGINT)  # as the terminal does: to all of its foreground group
+        thaw(runs)
         said, _ = runner.communicate(timeout=60)
         assert (
             runner.returncode == 1 and "to continue: python -m benchmark.run tiny --jobs 2" in said
@@ -90,6 +105,7 @@ def test_a_disturbed_study_ends_as_an_undisturbed_one(how, tmp_path, undisturbed
             time.sleep(0.05)
     else:
         os.kill(runs[0], signal.SIGKILL)
+        thaw(runs[1:])
         said, _ = runner.communicate(timeout=300)
         assert runner.returncode == 0 and said.count("done:") == 2, said
     if how != "run killed":
