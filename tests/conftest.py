@@ -6,6 +6,7 @@ it is for or is not for. The mark `slow` keeps a test out of the fast tier: pyte
 
 import importlib
 import os
+import signal
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train
 
 
 def pytest_configure(config):
+    # A shell starts what runs in its background with Ctrl-C ignored; what tests start inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "only(*scripts): the scripts that this is for")
     config.addinivalue_line("markers", "without(*scripts): the scripts that this is not for")
 
