@@ -5,8 +5,8 @@
 
 This is sac_continuous.py with an `if` for each variant. With none chosen it computes the same bits.
 
-A policy pi maximises the discounted sum of rewards plus alpha times its own entropy. Two critics
-Q_c learn that sum for an action, its soft value, from replayed transitions (s, a, r, s', d), with
+A policy pi maximises the discounted sum of (reward + alpha * its entropy). Two critics Q_c learn
+the soft value of an action, its reward plus that sum from s' on, from replayed (s, a, r, s', d);
 d = 1 where the task itself ended. Slow copies Q' of the critics make the targets:
 
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
@@ -102,7 +102,7 @@ class Args:
     threads: int = min(2, torch.get_num_threads())  # CPU threads; 1 while the cores are contended
     # compile the update; auto: in runs of 50,000 steps or more
     compile: Literal["auto", "on", "off"] = "auto"
-    # matrix products; auto: float32; medium: bfloat16 in the critics, on GPUs and AMX in all
+    # products; auto: float32; medium: bfloat16 in the critics, else TF32 on GPUs, bfloat16 on AMX
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
 
     # Variants: how many critics
@@ -813,7 +813,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     """Returns and successes (E,) of E = --eval-episodes episodes, in environments of their own.
 
     A success is 1, a failure 0, and nan where the environment does not say. The environments' seeds
-    come from `step` and `stream`: 0 is the stream of training, 1 that of its evaluations.
+    come from `step` and `stream`: 0 for training, 1 for its evaluations, 2 for --evaluate.
     """
     makers = [lambda: make_env(args) for _ in range(args.eval_episodes)]
     makers[0] = lambda: make_env(args, video)
@@ -1269,7 +1269,7 @@ def fault_of_replay(checkpoint: dict, agent: SAC, args: Args) -> str | None:
     if random.dtype != torch.uint8 or random.dim() != 1:
         return "'random' is no state of a random stream"
     try:
-        if len(random) != 16:  # that of a GPU
+        if len(random) != 16:  # a GPU's state has 16 bytes and cannot be tried here
             torch.Generator().set_state(random)
     except RuntimeError as error:
         return f"'random' is no state of a random stream: {error}"
@@ -1763,7 +1763,7 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
             sys.exit(f"error: {name} is not finite at step {step}; {kept}")
 
 
-# Speed: but for bfloat16, nothing here changes what is learned ------------------------------------
+# Speed: nothing here changes the algorithm, only how numbers are rounded --------------------------
 
 def prepare_machine(args: Args, device: torch.device):
     torch.set_num_threads(args.threads)
@@ -1855,7 +1855,7 @@ class Threads:
 
     def __init__(self, wanted: int):
         self.wanted = wanted
-        self.last = (-math.inf, 0.0, 0)  # when was measured: seconds, CPU seconds, displacements
+        self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
 
     def reset(self):
         self.use(self.wanted)

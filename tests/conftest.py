@@ -18,7 +18,7 @@ LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train
 
 
 def pytest_configure(config):
-    # A shell starts what runs in its background with Ctrl-C ignored; what tests start inherits that.
+    # A shell has what runs in its background ignore Ctrl-C; what tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "only(*scripts): the scripts that this is for")
     config.addinivalue_line("markers", "without(*scripts): the scripts that this is not for")

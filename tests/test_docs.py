@@ -477,7 +477,7 @@ def test_the_tables_of_returns_are_those_of_the_runs(study, title):
         assert abs(float(mean) - np.mean(values)) <= 0.5
 
 
-SPEED_TITLE = "Environment steps per second of whole training runs:"
+SPEED_TITLE = "Environment steps per second of training:"
 
 
 @pytest.mark.parametrize(
