@@ -1,13 +1,12 @@
 """The figures of a report: learning curves over steps and over time, and what the networks did."""
 
 import itertools
-import re
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmark.judge import DECIDING, Rows, estimate
+from benchmark.judge import DECIDING, Rows, estimate, published_finals, short
 from benchmark.runs import DIAGNOSTICS
 from benchmark.studies import Study
 
@@ -16,11 +15,6 @@ STYLES = [  # told apart without colours too
     dict(color=f"C{i}", linestyle=line, marker=marker, markersize=4)
     for i, (line, marker) in enumerate(SHAPES)
 ]
-
-
-def short(env_id: str) -> str:
-    """The task's name as papers have it."""
-    return re.sub(r"^shimmy:dm_control/(.*)-v0$", r"\1", env_id)
 
 
 def hours_of(rows: Rows) -> pd.Series:
@@ -32,13 +26,15 @@ def hours_of(rows: Rows) -> pd.Series:
     return table.hours.fillna(share * whole.reindex(pd.MultiIndex.from_frame(table[at])).to_numpy())
 
 
-def draw_variant(axes, place: int, runs: pd.DataFrame, hours: float, style: dict, label: str):
-    """A variant's curve over steps and over hours, and what its runs ended with."""
+def draw_variant(
+    axes, place: int, runs: pd.DataFrame, hours: pd.Series | None, style: dict, label: str
+):
+    """A variant's curve over steps and over hours, if known, and what its runs ended with."""
     over_steps, over_hours, ends = axes
     mean, low, high = estimate(lambda x: x.mean(axis=(0, 1)), runs.to_numpy().T)
     if len(runs.columns) < DECIDING:  # no interval, as in the table
         low = high = mean
-    for panel, x in ((over_steps, runs.index), (over_hours, hours)):
+    for panel, x in ((over_steps, runs.index), (over_hours, hours))[: 1 if hours is None else 2]:
         panel.plot(x, mean, **style, label=label)
         panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     last = runs.iloc[-1]
@@ -60,8 +56,16 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
             draw_variant(axes, place, runs, hours, style, label)
     published = reference[reference.env_id == short(env_id)]
     published = published[published.step <= study.envs[env_id]]
+    places, as_long = [*study.variants], published_finals(study, reference, env_id)
     for marker, (label, points) in zip("*hpH8", published.groupby("label")):
-        over_steps.plot(points.step, points["return"], marker, color="0.4", label=label)
+        if label in as_long:
+            runs = points.pivot(index="step", columns="seed", values="return").dropna()
+            style = dict(color="0.5", linestyle=(0, (4, 2)), marker=marker, markersize=3)
+            draw_variant(axes, len(places), runs, None, style, label)
+            places.append(label)
+        else:
+            means = points.groupby("step")["return"].mean()
+            over_steps.plot(means.index, means, marker, color="0.4", label=label)
     over_steps.set(title=short(env_id), xlabel="environment steps")
     over_hours.set(title="over time", xlabel="hours of a run")
     for panel in (over_steps, over_hours):
@@ -73,8 +77,8 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
         over_hours.set(title="hours were not recorded")
         over_hours.set_axis_off()
     ends.set(title="at the end", xlabel="return: runs, their mean, its 95 % interval")
-    ends.set_yticks(range(len(study.variants)), study.variants)
-    ends.set_ylim(len(study.variants) - 0.5, -0.5)
+    ends.set_yticks(range(len(places)), places)
+    ends.set_ylim(len(places) - 0.5, -0.5)
 
 
 def add_legend(figure: Figure, columns: int):

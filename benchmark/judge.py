@@ -1,6 +1,7 @@
 """What is known of a study's runs, as tables, and what follows from it: statistics and verdicts."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,12 @@ from benchmark.studies import Rule, Study
 
 REPETITIONS = 5_000  # of the bootstrap
 DECIDING = 3  # runs of a variant, without which no rule is judged
+NONE_PUBLISHED = pd.DataFrame(columns=["env_id", "seed", "step", "return", "label"])
+
+
+def short(env_id: str) -> str:
+    """The task's name as papers have it."""
+    return re.sub(r"^shimmy:dm_control/(.*)-v0$", r"\1", env_id)
 
 
 class Rows(NamedTuple):
@@ -92,13 +99,28 @@ def estimate(function, *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, str], np.ndarray]:
-    """Per environment and variant what each finished run ended with, in the order of the seeds."""
-    table = rows.returns.sort_values("step")
-    if column != "return":
+    """Per environment and variant what each finished run ended with, in the order of the seeds.
+
+    Its "best" is the highest return of all its evaluations.
+    """
+    table = rows.returns.sort_values("return" if column == "best" else "step")
+    if column == "best":
+        column = "return"
+    elif column != "return":
         table = rows.runs[rows.runs.state == "finished"]
     last = table.groupby(["env_id", "variant", "seed"])[column].last()
     ends = {at: values.to_numpy() for at, values in last.groupby(["env_id", "variant"])}
     return {at: ends.get(at, np.array([])) for at in itertools.product(study.envs, study.variants)}
+
+
+def published_finals(study: Study, published: pd.DataFrame, env_id: str) -> dict[str, np.ndarray]:
+    """What runs of others ended with that were published seed by seed and are as long as ours."""
+    steps = study.envs[env_id]
+    mine = published[(published.env_id == short(env_id)) & published.seed.notna()]
+    # They may have evaluated a little before the last step.
+    mine = mine[(mine.step <= steps) & (mine.step > 0.98 * steps)].sort_values("step")
+    last = mine.groupby(["label", "seed"])["return"].last()
+    return {label: values.to_numpy() for label, values in last.groupby("label")}
 
 
 def failures(rows: Rows) -> set[tuple[str, str]]:

@@ -1,13 +1,13 @@
 """From the runs of studies to reports.
 
     python -m benchmark.report F5                        # in benchmark/results/F5
-    python -m benchmark.report F5 F4 --reference N.csv   # several, with published numbers
+    python -m benchmark.report F5 F4 --reference N.csv   # several, beside published numbers
     python -m benchmark.report F5 --wandb TEAM/PROJECT   # and as a report there, of tracked runs
 
 Runs are read from runs/ in the current folder and, where they are not there, from the committed
 results of any study that shares them. N.csv holds means (env_id,algorithm,implementation,steps,
-mean) or curves (env_id,seed,step,return). A study may be reported before it is finished: what is
-missing or failed is listed, and nothing else is concluded.
+mean) or curves (env_id,seed,step,return), which go by the name of the file. A study may be reported
+before it is finished: what is missing or failed is listed, and nothing else is concluded.
 """
 
 import base64
@@ -29,9 +29,10 @@ try:
     import pandas as pd
     from rliable import metrics
 
-    from benchmark.figures import draw_diagnostics, draw_returns, short
+    from benchmark.figures import draw_diagnostics, draw_returns
     from benchmark.judge import (
         DECIDING,
+        NONE_PUBLISHED,
         REPETITIONS,
         Rows,
         collect,
@@ -39,6 +40,8 @@ try:
         failures,
         finals,
         judge,
+        published_finals,
+        short,
         verdict,
     )
 except ImportError as error:
@@ -71,7 +74,8 @@ HOW_JUDGED = (
 )
 HOW_MEASURED = (
     "Returns are means of the deterministic policy's last evaluation; IQM: mean of the middle "
-    "half of the runs; better than: probability that a run beats one of that variant. "
+    "half of the runs; better than: probability that a run beats one of that variant; best "
+    "evaluation: the highest of each run, of whichever step. "
     "Intervals are rliable's stratified bootstrap over runs, {repetitions:,} repetitions; "
     "with few runs they tend to be too narrow. Bands in the figure: 95 % intervals of the "
     "mean. steps/s: median over the records of a run, then over runs; it varies with what "
@@ -84,7 +88,7 @@ HOW_MEASURED = (
 class Args:
     # names, as in benchmark.run --list
     studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    reference: Path | None = None  # CSV of published numbers to draw beside ours
+    reference: tuple[Path, ...] = ()  # CSV files of published numbers to show beside ours
     wandb: str | None = None  # ENTITY/PROJECT on Weights & Biases, where the runs were tracked
 
 
@@ -109,24 +113,52 @@ def estimated(function, *scores: np.ndarray, digits: int = 1) -> str:
     return f"{point:.{digits}f}{interval}"
 
 
-def tabulate_returns(study: Study, rows: Rows, env_id: str) -> str:
-    """What the runs in one environment ended with."""
+def tabulate_returns(study: Study, rows: Rows, env_id: str, reference: pd.DataFrame) -> str:
+    """What the runs in one environment ended with, and the published ones below them."""
     scores, speeds = finals(study, rows), finals(study, rows, "steps_per_second")
+    bests = finals(study, rows, "best")
     labels = [label for label in study.variants if study.only.get(label, env_id) == env_id]
     default, lines = scores[env_id, labels[0]], []
     for label in labels:
         x = scores[env_id, label]
-        line = [label, f"{len(x)} of {study.seeds_in.get(env_id, study.seeds)}", *["-"] * 5]
+        planned = f"{len(x)} of {study.seeds_in.get(env_id, study.seeds)}"
+        line = [label, planned, *summarize(x, default if lines else x[:0]), "-", "-"]
         if len(x):
-            line[2:4] = f"{x.mean():.1f}", f"{x.std(ddof=1):.1f}" if len(x) > 1 else "-"
-            line[4] = estimated(metrics.aggregate_iqm, x)
-            if len(default) and lines:
-                line[5] = estimated(metrics.probability_of_improvement, x, default, digits=2)
+            line[6] = f"{bests[env_id, label].mean():.1f}"
             speed = np.median(speeds[env_id, label])
-            line[6] = "-" if np.isnan(speed) else f"{speed:.0f}"
+            line[7] = "-" if np.isnan(speed) else f"{speed:.0f}"
         lines.append(line)
-    head = ["", "runs", "mean", "std", "IQM, 95 % interval", f"better than {labels[0]}", "steps/s"]
-    return tabulate(head, lines)
+    for label, x in published_finals(study, reference, env_id).items():
+        lines.append([label, str(len(x)), *summarize(x, default), "-", "-"])
+    head = ["", "runs", "mean", "std", "IQM, 95 % interval", f"better than {labels[0]}"]
+    return tabulate([*head, "best evaluation, mean", "steps/s"], lines)
+
+
+def summarize(x: np.ndarray, default: np.ndarray) -> list[str]:
+    """Mean, standard deviation, IQM of returns, and the chance that one is above a default one."""
+    if not len(x):
+        return ["-"] * 4
+    chance = metrics.probability_of_improvement
+    return [
+        f"{x.mean():.1f}",
+        f"{x.std(ddof=1):.1f}" if len(x) > 1 else "-",
+        estimated(metrics.aggregate_iqm, x),
+        estimated(chance, x, default, digits=2) if len(default) else "-",
+    ]
+
+
+def compare_with_published(study: Study, rows: Rows, env_id: str, reference: pd.DataFrame) -> str:
+    """How far the first variant is ahead of each set of published runs, or behind."""
+    label, ours, sentences = next(iter(study.variants)), finals(study, rows), []
+    for other, theirs in published_finals(study, reference, env_id).items():
+        rule = Rule(env_id, label, "above", other)
+        one = judge(rule, ours | {(env_id, other): theirs}, failures(rows))
+        if one.verdict != "open":
+            place = {"confirmed": "ahead", "refuted": "behind", "undecided": "level"}[one.verdict]
+            difference = f"{one.difference:+.1f} {bounds(*one.interval)}"
+            welch = f"{bounds(*one.t_interval)} by Welch's t"
+            sentences.append(f"{label} against {other}: {place}, {difference}, {welch}.")
+    return " ".join(sentences)
 
 
 def tabulate_older(older: Rows) -> str:
@@ -190,7 +222,9 @@ def how_it_was_made(name: str, study: Study, rows: Rows) -> list[str]:
     ]
 
 
-def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, str]:
+def write_text(
+    name: str, study: Study, rows: Rows, older: Rows, reference: pd.DataFrame = NONE_PUBLISHED
+) -> tuple[str, str]:
     """The report in Markdown, and the verdict."""
     parts, summary = (
         [f"# {name}: {study.claim or study.note or 'a benchmark'}"],
@@ -205,7 +239,9 @@ def write_text(name: str, study: Study, rows: Rows, older: Rows) -> tuple[str, s
         parts += [done, *sources_of(study)]
     parts += ["## Returns", "![Learning curves, and returns at the end](returns.png)"]
     for env_id, steps in study.envs.items():
-        parts += [f"**{short(env_id)}**, {steps:,} steps:", tabulate_returns(study, rows, env_id)]
+        parts += [f"**{short(env_id)}**, {steps:,} steps:"]
+        parts += [tabulate_returns(study, rows, env_id, reference)]
+        parts += [compare_with_published(study, rows, env_id, reference)]
     parts += [HOW_MEASURED.format(repetitions=REPETITIONS)]
     if study.diagnostics:
         figure = "![What the networks did](diagnostics.png)"
@@ -238,18 +274,15 @@ def page(text: str, folder: Path) -> str:
 # ---------------------------------------------------------------- files
 
 
-def read_reference(path: Path | None) -> pd.DataFrame:
-    """Published numbers as env_id, step, return, label."""
-    if path is None:
-        return pd.DataFrame(columns=["env_id", "step", "return", "label"])
+def read_reference(path: Path) -> pd.DataFrame:
+    """Published numbers, as in NONE_PUBLISHED; means of many runs have no seed."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path).assign(label=f"{path.stem}, published")
         if "mean" in table:
-            ours = {"steps": "step", "mean": "return"}
-            table = table[table.algorithm == "SAC"].rename(columns=ours)
-            return table.assign(label=table.implementation + ", published")
-        means = table.groupby(["env_id", "step"], as_index=False)["return"].mean()
-        return means.assign(label="published")
+            table = table.rename(columns={"steps": "step", "mean": "return"})
+            table["label"] = table.implementation + ", published"
+            table = table[table.algorithm == "SAC"].assign(seed=np.nan)
+        return table[[*NONE_PUBLISHED]].astype({"step": float, "return": float})
     except (OSError, ValueError, KeyError, AttributeError) as error:
         fail(f"--reference {path}: {error}")
 
@@ -270,7 +303,7 @@ def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
             rows.diagnostics.to_csv(making / "diagnostics.csv", index=False)
         rows.runs.to_csv(making / "runs.csv", index=False)
         rows.returns.to_csv(making / "returns.csv", index=False)
-        text, summary = write_text(name, study, current, older)
+        text, summary = write_text(name, study, current, older, reference)
         (making / "README.md").write_text(text)
         (making / "report.html").write_text(page(text, making))
         (RESULTS / name).mkdir(exist_ok=True)
@@ -296,7 +329,7 @@ def explain_nothing(name: str, study: Study, rows: Rows):
 def main():
     args = tyro.cli(Args, description=__doc__)
     check(args.studies)
-    reference = read_reference(args.reference)
+    reference = pd.concat([*map(read_reference, args.reference)] or [NONE_PUBLISHED])
     if args.wandb:
         from benchmark import wandb_report  # which takes seconds
 

@@ -120,7 +120,7 @@ def test_means_and_intervals_are_those_of_rliable(monkeypatch):
     ]
     low, high = chance[0][:, 0]
     assert cells(text, "better")[5] == f"{better[0][0]:.2f} [{low:.2f}, {high:.2f}]"
-    assert cells(text, "default")[6] == "104"  # steps/s: the median of 101 to 108
+    assert cells(text, "default")[7] == "104"  # steps/s: the median of 101 to 108
 
 
 @pytest.mark.parametrize(
@@ -359,16 +359,78 @@ def test_published_numbers_are_drawn(here, monkeypatch):
     curves.write_text(f"env_id,seed,step,return\n{ENV},1,500,10\n{ENV},2,500,30\n{ENV},1,5000,1\n")
     for path, points, label in (
         (means, (800, 77), "theirs, published"),
-        (curves, (500, 20), "published"),
+        (curves, (500, 20), "curves, published"),
     ):
         axes = figures.draw_returns(PLAIN, synthetic(PLAIN), report.read_reference(path)).axes[0]
         lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         assert lines[label] == [list(points)] and len(lines) == len(VARIANTS) + 1
 
 
+def published(path, ends, last=1000):
+    """Curves of others, seed by seed, as read from a file; none of their runs is at the same end."""
+    rows = [
+        f"{ENV},{seed},{step},{end * step / last}"
+        for seed, end in enumerate(ends)
+        for step in (last // 2, last)
+    ]
+    path.write_text("\n".join(["env_id,seed,step,return", *rows]) + "\n")
+    return report.read_reference(path)
+
+
+@pytest.mark.parametrize(
+    "shift, said", [(-50, "ahead, +"), (0, "level"), (50, "behind, -")], ids=lambda x: str(x)[:6]
+)
+def test_runs_published_seed_by_seed_are_compared_with(here, shift, said):
+    rows = synthetic(PLAIN)
+    ours = judge.finals(PLAIN, rows)[ENV, "default"]
+    theirs = ours[:5] + shift
+    reference = published(here / "SBX.csv", theirs, last=990)
+    text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda t: t.seed > 99), reference)
+    row = cells(text, "SBX, published")
+    assert row[1:4] == ["5", f"{theirs.mean():.1f}", f"{theirs.std(ddof=1):.1f}"]
+    (sentence,) = re.findall(r"^default against SBX, published: (.*)$", text, re.M)
+    assert sentence.startswith(said)
+    assert f", {ours.mean() - theirs.mean():+.1f} [" in sentence and "by Welch's t." in sentence
+    curves, over_hours, ends = figures.draw_returns(PLAIN, rows, reference).axes
+    line = next(line for line in curves.lines if line.get_label() == "SBX, published")
+    assert line.get_xydata()[-1] == pytest.approx((990, theirs.mean()))
+    assert [tick.get_text() for tick in ends.get_yticklabels()] == [*VARIANTS, "SBX, published"]
+    assert len(curves.collections) == len(VARIANTS) + 1 == len(over_hours.collections) + 1
+
+
+def test_published_runs_that_are_shorter_are_drawn_but_not_compared_with(here):
+    rows = synthetic(PLAIN)
+    reference = published(here / "SBX.csv", [1, 2, 3], last=900)
+    text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda t: t.seed > 99), reference)
+    assert "SBX" not in text
+    curves, _, ends = figures.draw_returns(PLAIN, rows, reference).axes
+    line = next(line for line in curves.lines if line.get_label() == "SBX, published")
+    assert line.get_xydata().tolist() == [[450, 1], [900, 2]]
+    assert len(ends.get_yticklabels()) == len(VARIANTS)
+
+
+def test_two_published_runs_are_listed_without_a_judgement(here):
+    rows = synthetic(PLAIN)
+    reference = published(here / "SBX.csv", [1, 2])
+    text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda t: t.seed > 99), reference)
+    assert cells(text, "SBX, published")[1] == "2" and "against SBX" not in text
+
+
+def test_the_best_evaluation_is_kept_apart_from_the_last(here):
+    rows = synthetic(PLAIN)
+    table = rows.returns
+    middle = (table.step == 600) & (table.variant == "default")
+    table.loc[middle, "return"] = 500.0 + table.seed[middle]
+    text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda t: t.seed > 99))
+    last = table[(table.step == 1000) & (table.variant == "default")]["return"]
+    row = cells(text, "default")
+    assert row[2] == f"{last.mean():.1f}"
+    assert row[6] == f"{table[middle]['return'].mean():.1f}" == "504.5"
+
+
 def test_the_figure_shows_means_and_intervals(here):
     rows = synthetic(PLAIN)
-    axes = figures.draw_returns(PLAIN, rows, report.read_reference(None)).axes
+    axes = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
     line = next(line for line in axes[0].lines if line.get_label() == "better")
     mean = rows.returns[rows.returns.variant == "better"].groupby("step")["return"].mean()
     assert np.allclose(line.get_xydata(), np.stack([mean.index, mean], axis=1))
@@ -380,7 +442,7 @@ def test_the_figure_shows_means_and_intervals(here):
 @pytest.mark.parametrize("seeds, shown", [(2, False), (3, True)])
 def test_the_figure_shows_no_interval_of_two_runs_as_the_table_shows_none(here, seeds, shown):
     few = study(seeds=seeds)
-    curves, _, ends = figures.draw_returns(few, synthetic(few), report.read_reference(None)).axes
+    curves, _, ends = figures.draw_returns(few, synthetic(few), judge.NONE_PUBLISHED).axes
     heights = [path.vertices[:, 1] for band in curves.collections for path in band.get_paths()]
     means = [line.get_ydata() for line in curves.lines]
     assert len(heights) == len(means) == len(VARIANTS)
@@ -396,28 +458,28 @@ def test_no_variant_is_left_out_of_the_figure(here):
     many = Study(
         {ENV: 1000}, {f"tau {tau}": f"--tau {tau}" for tau in np.arange(1, 10) / 100}, seeds=1
     )
-    axes = figures.draw_returns(many, synthetic(many), report.read_reference(None)).axes[0]
+    axes = figures.draw_returns(many, synthetic(many), judge.NONE_PUBLISHED).axes[0]
     assert [line.get_label() for line in axes.lines] == list(many.variants)
 
 
 def test_returns_are_drawn_over_hours_too(here):
     rows = synthetic(PLAIN)
-    _, over_hours, _ = figures.draw_returns(PLAIN, rows, report.read_reference(None)).axes
+    _, over_hours, _ = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
     line = next(line for line in over_hours.lines if line.get_label() == "better")
     # Whole runs took 0.5 hours.
     assert line.get_xdata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     rows.returns["hours"] = rows.returns.step / 1e5
-    _, over_hours, _ = figures.draw_returns(PLAIN, rows, report.read_reference(None)).axes
+    _, over_hours, _ = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
     line = next(line for line in over_hours.lines if line.get_label() == "better")
     assert line.get_xdata().tolist() == pytest.approx([step / 1e5 for step in STEPS])
 
 
 def test_no_empty_panel_is_drawn_where_no_run_says_how_long_it_took(here):
     rows = synthetic(PLAIN)
-    _, over_hours, _ = figures.draw_returns(PLAIN, rows, report.read_reference(None)).axes
+    _, over_hours, _ = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
     assert over_hours.axison
     rows.runs["hours"] = float("nan")
-    _, over_hours, _ = figures.draw_returns(PLAIN, rows, report.read_reference(None)).axes
+    _, over_hours, _ = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
     assert not over_hours.axison
     assert over_hours.get_title() == "hours were not recorded"
 
@@ -432,7 +494,7 @@ def test_a_variant_of_one_environment_has_no_row_in_the_others(here):
     before, after = text.split(f"**{other}**")
     assert cells(before, "better")[1] == "3 of 3" and "| better |" not in after
     assert cells(after, "worse")[1] == "4 of 4"
-    figures.draw_returns(both, rows, report.read_reference(None))
+    figures.draw_returns(both, rows, judge.NONE_PUBLISHED)
 
 
 SHORT = (
