@@ -48,24 +48,26 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
     over_steps, over_hours, ends = axes
     mine = rows.returns.assign(hours=hours_of(rows) if len(rows.returns) else None)
     mine = mine[mine.env_id == env_id]
-    for place, (label, style) in enumerate(zip(study.variants, itertools.cycle(STYLES))):
+    places = [label for label in study.variants if study.only.get(label, env_id) == env_id]
+    for label, style in zip(study.variants, itertools.cycle(STYLES)):
         table = mine[mine.variant == label]
         runs = table.pivot(index="step", columns="seed", values="return").dropna()
         if len(runs):
             hours = table.groupby("step").hours.mean()[runs.index]
-            draw_variant(axes, place, runs, hours, style, label)
+            draw_variant(axes, places.index(label), runs, hours, style, label)
+    markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*hpH8")))
     published = reference[reference.env_id == short(env_id)]
     published = published[published.step <= study.envs[env_id]]
-    places, as_long = [*study.variants], published_finals(study, reference, env_id)
-    for marker, (label, points) in zip("*hpH8", published.groupby("label")):
+    as_long = published_finals(study, reference, env_id)
+    for label, points in published.groupby("label"):
         if label in as_long:
             runs = points.pivot(index="step", columns="seed", values="return").dropna()
-            style = dict(color="0.5", linestyle=(0, (4, 2)), marker=marker, markersize=3)
+            style = dict(color="0.5", linestyle=(0, (4, 2)), marker=markers[label], markersize=3)
             draw_variant(axes, len(places), runs, None, style, label)
             places.append(label)
         else:
             means = points.groupby("step")["return"].mean()
-            over_steps.plot(means.index, means, marker, color="0.4", label=label)
+            over_steps.plot(means.index, means, markers[label], color="0.4", label=label)
     over_steps.set(title=short(env_id), xlabel="environment steps")
     over_hours.set(title="over time", xlabel="hours of a run")
     for panel in (over_steps, over_hours):
@@ -73,8 +75,8 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
         panel.set(ylabel="return, deterministic policy")
         if "dm_control" in env_id or study.script == "sac_dmc.py":
             panel.set(ylabel="return (0 to 1000), deterministic policy", ylim=(0, 1050))
-    if len(mine) and mine.hours.isna().all():
-        over_hours.set(title="hours were not recorded")
+    if mine.hours.isna().all():
+        over_hours.set(title="hours were not recorded" if len(mine) else "no run is finished")
         over_hours.set_axis_off()
     ends.set(title="at the end", xlabel="return: runs, their mean, its 95 % interval")
     ends.set_yticks(range(len(places)), places)

@@ -482,6 +482,10 @@ def test_no_empty_panel_is_drawn_where_no_run_says_how_long_it_took(here):
     _, over_hours, _ = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
     assert not over_hours.axison
     assert over_hours.get_title() == "hours were not recorded"
+    nothing = rows._replace(returns=rows.returns[:0])
+    _, over_hours, _ = figures.draw_returns(PLAIN, nothing, judge.NONE_PUBLISHED).axes
+    assert not over_hours.axison
+    assert over_hours.get_title() == "no run is finished"
 
 
 def test_a_variant_of_one_environment_has_no_row_in_the_others(here):
@@ -494,7 +498,27 @@ def test_a_variant_of_one_environment_has_no_row_in_the_others(here):
     before, after = text.split(f"**{other}**")
     assert cells(before, "better")[1] == "3 of 3" and "| better |" not in after
     assert cells(after, "worse")[1] == "4 of 4"
-    figures.draw_returns(both, rows, judge.NONE_PUBLISHED)
+    _, _, first, _, _, second = figures.draw_returns(both, rows, judge.NONE_PUBLISHED).axes
+    names = [[tick.get_text() for tick in ends.get_yticklabels()] for ends in (first, second)]
+    assert names == [[*VARIANTS], ["default", "equal", "worse"]]
+
+
+def test_a_source_has_one_marker_in_all_panels(here):
+    other = "MountainCarContinuous-v0"
+    both = Study({ENV: 1000, other: 1000}, VARIANTS)
+    means = [(ENV, "a", 1), (ENV, "b", 2), (other, "b", 3)]
+    reference = pd.DataFrame(
+        [(env, np.nan, 500.0, float(mean), label) for env, label, mean in means],
+        columns=judge.NONE_PUBLISHED.columns,
+    )
+    axes = figures.draw_returns(both, synthetic(both), reference).axes
+    markers = {
+        (line.get_label(), line.get_marker())
+        for panel in (axes[0], axes[3])
+        for line in panel.lines
+        if line.get_label() in ("a", "b")
+    }
+    assert len(markers) == 2
 
 
 SHORT = (
