@@ -34,7 +34,10 @@ def draw_variant(
     mean, low, high = estimate(lambda x: x.mean(axis=(0, 1)), runs.to_numpy().T)
     if len(runs.columns) < DECIDING:  # no interval, as in the table
         low = high = mean
-    for panel, x in ((over_steps, runs.index), (over_hours, hours))[: 1 if hours is None else 2]:
+    curves = [(over_steps, runs.index)]
+    if hours is not None:
+        curves.append((over_hours, hours))
+    for panel, x in curves:
         panel.plot(x, mean, **style, label=label)
         panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     last = runs.iloc[-1]
@@ -60,8 +63,9 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
     published = published[published.step <= study.envs[env_id]]
     as_long = published_finals(study, reference, env_id)
     for label, points in published.groupby("label"):
-        if label in as_long:
-            runs = points.pivot(index="step", columns="seed", values="return").dropna()
+        runs = points.pivot_table(index="step", columns="seed", values="return").dropna()
+        # Runs that were not evaluated at the same steps have no interval, and no common end.
+        if label in as_long and runs.index.max() == points.step.max():
             style = dict(color="0.5", linestyle=(0, (4, 2)), marker=markers[label], markersize=3)
             draw_variant(axes, len(places), runs, None, style, label)
             places.append(label)

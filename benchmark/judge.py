@@ -103,13 +103,14 @@ def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, 
 
     Its "best" is the highest return of all its evaluations.
     """
-    table = rows.returns.sort_values("return" if column == "best" else "step")
+    run = ["env_id", "variant", "seed"]
     if column == "best":
-        column = "return"
-    elif column != "return":
-        table = rows.runs[rows.runs.state == "finished"]
-    last = table.groupby(["env_id", "variant", "seed"])[column].last()
-    ends = {at: values.to_numpy() for at, values in last.groupby(["env_id", "variant"])}
+        numbers = rows.returns.groupby(run)["return"].max()
+    elif column == "return":
+        numbers = rows.returns.sort_values("step").groupby(run)["return"].last()
+    else:
+        numbers = rows.runs[rows.runs.state == "finished"].groupby(run)[column].last()
+    ends = {at: values.to_numpy() for at, values in numbers.groupby(["env_id", "variant"])}
     return {at: ends.get(at, np.array([])) for at in itertools.product(study.envs, study.variants)}
 
 

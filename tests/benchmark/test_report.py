@@ -367,7 +367,7 @@ def test_published_numbers_are_drawn(here, monkeypatch):
 
 
 def published(path, ends, last=1000):
-    """Curves of others, seed by seed, as read from a file; none of their runs is at the same end."""
+    """Curves of others, seed by seed, as read from a file."""
     rows = [
         f"{ENV},{seed},{step},{end * step / last}"
         for seed, end in enumerate(ends)
@@ -407,6 +407,24 @@ def test_published_runs_that_are_shorter_are_drawn_but_not_compared_with(here):
     line = next(line for line in curves.lines if line.get_label() == "SBX, published")
     assert line.get_xydata().tolist() == [[450, 1], [900, 2]]
     assert len(ends.get_yticklabels()) == len(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    "rows, shown",
+    [
+        ("1,500,10 1,1000,20 2,400,30 2,990,40", [[400, 30], [500, 10], [990, 40], [1000, 20]]),
+        ("1,500,10 1,1000,20 2,500,30", [[500, 20], [1000, 20]]),
+        ("1,500,10 1,500,20 1,1000,30", [[500, 15], [1000, 30]]),
+    ],
+    ids=["other steps", "one stopped", "a row twice"],
+)
+def test_published_runs_without_common_steps_are_drawn_as_means(here, rows, shown):
+    lines = [f"{ENV},{row}" for row in rows.split()]
+    (here / "SBX.csv").write_text("\n".join(["env_id,seed,step,return", *lines]) + "\n")
+    reference = report.read_reference(here / "SBX.csv")
+    axes = figures.draw_returns(PLAIN, synthetic(PLAIN), reference).axes[0]
+    line = next(line for line in axes.lines if line.get_label() == "SBX, published")
+    assert line.get_xydata().tolist() == shown
 
 
 def test_two_published_runs_are_listed_without_a_judgement(here):
