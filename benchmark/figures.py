@@ -105,20 +105,29 @@ def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
 
 def draw_diagnostics(study: Study, rows: Rows) -> Figure:
     """What to look at when learning diverges: a panel per record, a line per run."""
-    figure = Figure(figsize=(14, 1 + 6.5 * len(study.envs)), layout="constrained")
-    panels = figure.subplots(2 * len(study.envs), 3).flat
     first = "return, deterministic policy"
     returns = rows.returns.rename(columns={"return": "value"}).assign(record=first)
     table = pd.concat([returns, rows.diagnostics.replace({"record": DIAGNOSTICS})])
-    records = itertools.product(study.envs, [first, *DIAGNOSTICS.values()])
-    for axes, (env_id, record) in zip(panels, records):
-        for label, style in zip(study.variants, itertools.cycle(STYLES)):
-            mine = table[(table.env_id == env_id) & (table.variant == label)]
-            style = style | dict(markersize=2, linewidth=1, label=label)
-            for _, run in mine[mine.record == record].groupby("seed"):
-                axes.plot(run.step, run.value.astype(float), **style)
-        axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_yscale("log" if "alpha" in record or "critics" in record else "linear")
+    made = set(table.record)
+    records = [record for record in (first, *DIAGNOSTICS.values()) if record in made]
+    lines = -(-len(records) // 3) * len(study.envs)
+    figure = Figure(figsize=(14, 1 + 3.25 * lines), layout="constrained")
+    panels = iter(figure.subplots(lines, 3, squeeze=False).flat)
+    for env_id in study.envs:
+        for record in records:
+            draw_record(next(panels), study, table[table.record == record], env_id, record)
+        for _ in range(-len(records) % 3):
+            next(panels).set_axis_off()
     add_legend(figure, 4)
     return figure
+
+
+def draw_record(axes, study: Study, table: pd.DataFrame, env_id: str, record: str):
+    for label, style in zip(study.variants, itertools.cycle(STYLES)):
+        mine = table[(table.env_id == env_id) & (table.variant == label)]
+        style = style | dict(markersize=2, linewidth=1, label=label)
+        for _, run in mine.groupby("seed"):
+            axes.plot(run.step, run.value.astype(float), **style)
+    axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_yscale("log" if "alpha" in record or "critics" in record else "linear")

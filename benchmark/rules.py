@@ -35,7 +35,7 @@ class Study:
     seeds: int = 5
     flags: str = ""  # of all its runs
     note: str = ""  # where the study differs from its source
-    diagnostics: bool = False  # report temperature, entropy, Q and losses too
+    diagnostics: bool = False  # report temperature, entropy, Q, losses, successes too
     only: dict[str, str] = field(default_factory=dict)  # variant: its one environment, if not all
     flags_in: dict[str, str] = field(default_factory=dict)  # environment: flags of its runs
     seeds_in: dict[str, int] = field(default_factory=dict)  # environment: seeds, if not `seeds`

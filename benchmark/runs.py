@@ -37,6 +37,7 @@ DIAGNOSTICS = {  # key of a record: what figures call it
     "losses/qf1_values": "Q-value, first critic",
     "losses/qf_loss": "loss of the critics",
     "losses/actor_loss": "loss of the policy",
+    "eval/success_rate": "success rate, deterministic policy",
 }
 # These settings change no result, or only its rounding. The seed stands beside the key.
 WITHOUT_EFFECT = {

@@ -28,6 +28,7 @@ def steps(amount: int, envs: list[str]) -> dict[str, int]:
 
 BALANCE, SWINGUP = "shimmy:dm_control/cartpole-balance-v0", "shimmy:dm_control/cartpole-swingup-v0"
 WALKER, LANDER = "shimmy:dm_control/walker-walk-v0", "LunarLanderContinuous-v3"
+REACH, CAR = "gymnasium_robotics:FetchReach-v4", "MountainCarContinuous-v0"
 CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [1] go
 # In short runs. Their episodes end there anyway.
 OFTEN = "--eval-frequency 5000 --checkpoint-frequency 10000"
@@ -281,6 +282,26 @@ STUDIES = {
         "Layer normalization of the critics helps",
         each(THREE, ["layer norm"], "above", "default"),
         seeds=3,
+        note="our own question",
+    ),
+    "hindsight": Study(
+        {REACH: 8_000},
+        {"no hindsight": "", "hindsight": "--hindsight 4"},
+        "Hindsight makes FetchReach learnable in 8,000 steps",
+        (Rule(REACH, "hindsight", "above", "no hindsight"),),
+        seeds=3,
+        flags="--gamma 0.95 --policy-lr 1e-3 --alpha 0.2 --hidden 64 --learning-starts 1000 "
+        "--eval-frequency 1000",
+        diagnostics=True,
+        note="our own question; hyperparameters that suit sparse rewards, the same for both",
+    ),
+    "mountain-car": Study(
+        {CAR: 15_000},
+        {"new action each step": "", "held for 30 steps": "--hold-noise 30"},
+        "Random actions that are held make MountainCarContinuous learnable in 15,000 steps",
+        (Rule(CAR, "held for 30 steps", "above", "new action each step"),),
+        seeds=10,
+        flags="--hidden 64 --eval-frequency 5000",
         note="our own question",
     ),
     "mujoco": Study(
