@@ -539,6 +539,26 @@ def test_a_source_has_one_marker_in_all_panels(here):
     assert len(markers) == 2
 
 
+def test_diagnostics_draw_what_was_recorded_and_nothing_else():
+    two = Study({ENV: 1000, "Hopper-v4": 1000}, {"default": ""}, diagnostics=True)
+    rows = synthetic(two)
+    hopper = rows.returns[rows.returns.env_id == "Hopper-v4"].drop(columns="return")
+    made = [
+        hopper.assign(record=record, value=np.arange(len(hopper)) / 100)
+        for record in ("eval/success_rate", "losses/entropy", "losses/qf_loss", "unknown")
+    ]
+    axes = figures.draw_diagnostics(two, rows._replace(diagnostics=pd.concat(made))).axes
+    shown = [panel for panel in axes if panel.axison]
+    records = ["return, deterministic policy", "entropy of the policy, nats", "loss of the critics"]
+    records += ["success rate, deterministic policy"]
+    titles = [f"{env_id}: {record}" for env_id in two.envs for record in records]
+    assert [panel.get_title() for panel in shown] == titles and len(axes) == 12
+    # A line per seed, where there is something to draw.
+    assert [len(panel.lines) for panel in shown] == [5, 0, 0, 0, 5, 5, 5, 5]
+    assert [panel.get_yscale() for panel in shown[4:]] == ["linear", "linear", "log", "linear"]
+    assert list(shown[-1].lines[0].get_ydata()) == pytest.approx(np.arange(5) / 100)
+
+
 SHORT = (
     f"{SMALL} --checkpoint-frequency 300 --log-frequency 100 --eval-episodes 2 --eval-frequency 300"
 )
