@@ -477,6 +477,39 @@ def test_the_tables_of_returns_are_those_of_the_runs(study, title):
         assert abs(float(mean) - np.mean(values)) <= 0.5
 
 
+PAGE_OF_STUDIES = ROOT / "docs" / "studies.md"
+VERDICTS = table_under(PAGE_OF_STUDIES, "## Nine claims and their verdicts")
+
+
+@pytest.mark.parametrize("row", VERDICTS, ids=lambda row: row[0][1:3])
+def test_a_verdict_is_that_of_the_report(row):
+    link, _, verdict, difference, by_t, _ = row
+    report = (PAGE_OF_STUDIES.parent / re.search(r"\((.*)\)", link)[1]).read_text()
+    assert f"**Verdict: {verdict}.**" in report
+    rules = re.findall(r"^\| .* \| (-?[\d.]+ \[.*\]) \| (\w+) \| .*\] (\w+) \|$", report, re.M)
+    number = re.compile(r"-?[\d.]+")
+    shown = number.findall(difference.split(": ")[1])
+    assert [(shown, verdict, by_t)] == [
+        (rounded, *verdicts)
+        for text, *verdicts in rules
+        if (rounded := [f"{float(x):.0f}" for x in number.findall(text)]) == shown
+    ]
+
+
+def test_the_findings_are_the_means_of_the_runs():
+    for study, task, *cells in table_under(PAGE_OF_STUDIES, "## The findings in numbers"):
+        means = defaultdict(list)
+        with open(ROOT / "benchmark" / "results" / study[:2] / "returns.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                last = f"{50 if 'swingup' in row['env_id'] else 30}000"
+                if task in row["env_id"] and row["step"] == last:
+                    means[row["variant"], row["key"][:10]].append(float(row["return"]))
+        told = sorted(int(x) for x in re.findall(r": (\d+)", ", ".join(cells)))
+        # F5 has rows of three more runs each, made by another version of the script.
+        expected = sorted(np.mean(values) for values in means.values() if len(values) == 5)
+        np.testing.assert_allclose(told, expected, atol=0.51)
+
+
 SPEED_TITLE = "Environment steps per second of training:"
 
 
