@@ -284,6 +284,14 @@ STUDIES = {
         seeds=3,
         note="our own question",
     ),
+    "n-step": Study(
+        steps(100_000, THREE),
+        {"default": "", "n-step 3": "--n-step 3"},
+        "Targets of three rewards help",
+        each(THREE, ["n-step 3"], "above", "default"),
+        seeds=3,
+        note="our own question",
+    ),
     "hindsight": Study(
         {REACH: 8_000},
         {"no hindsight": "", "hindsight": "--hindsight 4"},
