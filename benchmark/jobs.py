@@ -23,6 +23,16 @@ def die_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
+def lock(path: Path, wait: bool = False) -> IO | None:
+    """The file at `path`, locked until it is closed or this process ends; None if it is taken."""
+    file = open(path, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return file
+    except BlockingIOError:
+        file.close()
+
+
 @dataclass
 class Job:
     run: Run
@@ -33,18 +43,15 @@ class Job:
 
     def start(self, runs: Path, track: bool) -> bool:
         """Whether the run was started; not so if another runner has it, or has finished it."""
-        self.log = runs / "logs" / f"{self.run.name}.txt"
+        self.log = self.run.log(runs)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(self.log.with_suffix(".lock"), "w")
-        try:
-            # The child inherits the lock, which is held for as long as that lives.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # The child inherits the lock, which is held for as long as that lives.
+        if not (mine := lock(self.log.with_suffix(".lock"))):
             return False
-        with lock, open(self.log, "a") as log:
+        with mine, open(self.log, "a") as log:
             if self.run.finished(runs):
                 return False
-            self.launch(runs, track, lock, log)
+            self.launch(runs, track, mine, log)
         self.tries += 1
         return True
 
@@ -63,11 +70,16 @@ class Job:
             preexec_fn=die_with_parent,
         )
 
+    def scalars(self, runs: Path) -> dict[str, list[tuple[int, float]]]:
+        """What the run has recorded, by key; a second try may have another folder."""
+        folder = self.run.folder(runs)
+        if folder and not (self.records and self.records.folder == folder):
+            self.records = Records(folder)
+        return self.records.read() if folder else {}
+
     def progress(self, runs: Path) -> tuple[int, float, float]:
         """Step, steps per second and last return, as far as the run has recorded them."""
-        if not self.records and (folder := self.run.folder(runs)):
-            self.records = Records(folder)
-        scalars = self.records.read() if self.records else {}
+        scalars = self.scalars(runs)
         step, speed = scalars.get("charts/SPS", [(0, 0.0)])[-1]
         training = scalars.get("charts/episodic_return")
         returns = scalars.get(RETURN) or training or [(0, float("nan"))]

@@ -51,16 +51,23 @@ def committed(file: str) -> pd.DataFrame:
 
 
 def stored(run: Run, results: Rows) -> Rows:
-    """A run's committed rows: its own study's, or those of one that shares it, under our label."""
+    """A run's committed rows: its own study's, or those of one that shares it, under our label.
+
+    One that finished it comes before one in which it failed.
+    """
     mine = results.where(
         lambda table: (
             (table.env_id == run.env_id) & table.key.isin(run.keys) & (table.seed == run.seed)
         )
     )
-    names = mine.returns.study.unique()
-    study = min(names, key=lambda name: (name != run.study, name), default=None)
-    rows = (table[table.study == study].drop(columns="study") for table in mine)
-    return Rows(*(table.assign(variant=run.variant) for table in rows))
+    states = mine.runs.reindex(columns=["state"]).state.astype(str)
+    ended = mine.runs[states.str.match("finished|failed")]
+    order = lambda row: (row.state != "finished", row.study != run.study, row.key != run.key)
+    best = min(ended.itertuples(), key=order, default=None)
+    # Of one study and one version of the script, where others ran it too.
+    chosen = lambda table: (table.study == best.study) & (table.key == best.key)
+    rows = mine.where(chosen if best else lambda table: table.study.isna())
+    return Rows(*(table.drop(columns="study").assign(variant=run.variant) for table in rows))
 
 
 def collect(name: str, study: Study, runs: Path) -> Rows:
@@ -71,7 +78,8 @@ def collect(name: str, study: Study, runs: Path) -> Rows:
         before, found = stored(run, results), read(run, runs)
         about = pd.DataFrame([found.about])
         now = Rows(about, pd.DataFrame(found.returns), pd.DataFrame(found.diagnostics))
-        parts.append(now if found.returns or before.returns.empty else before)
+        here = found.about["state"] != "not run" and before.returns.empty
+        parts.append(now if found.returns or here or before.runs.empty else before)
     others = set(results.returns.key) - keys
     older = results.where(lambda table: (table.study == name) & table.key.isin(others))
     parts.append(Rows(*(table.drop(columns="study") for table in older)))

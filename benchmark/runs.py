@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 import tyro
+from tensorboard.backend.event_processing.directory_watcher import DirectoryDeletedError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmark.studies import STUDIES, Study
@@ -138,17 +139,23 @@ class Run(NamedTuple):
         """What a new run goes by. Studies share a run if its key and seed are the same."""
         return f"{hash_of_flags(self.script, self.flags)}.{code_hash(ROOT / self.script)}"
 
-    @property
-    def name(self) -> str:
-        """How the script begins the name of the run's folder."""
-        return re.sub(r"[^\w.-]+", "-", f"{self.env_id}__{self.key}__{self.seed}")
+    def log(self, runs: Path) -> Path:
+        """What its processes print, one after the other."""
+        name = re.sub(r"[^\w.-]+", "-", f"{self.env_id}__{self.key}__{self.seed}")
+        return runs / "logs" / f"{name}.txt"
+
+    def said(self, runs: Path) -> list[str]:
+        """The lines of its log; the last one is the runner's if that gave the run up."""
+        log = self.log(runs)
+        return log.read_text(errors="replace").splitlines() if log.exists() else []
 
     def folder(self, runs: Path) -> Path | None:
         """The newest folder of this run, a finished one first."""
-        env_id = re.sub(r"[^\w.-]+", "-", self.env_id)
-        found = runs.glob(f"{env_id}__*__{self.seed}__*")
+        # The key holds the environment; a folder's name has its version too where ours has none.
+        found = runs.glob(f"*__*__{self.seed}__*")
         mine = [folder for folder in found if key_of_folder(folder, self.script) in self.keys]
-        return max(mine, key=lambda folder: ((folder / "model.pt").exists(), folder), default=None)
+        begun = lambda folder: int(folder.name.rsplit("__", 1)[1])
+        return max(mine, key=lambda x: ((x / "model.pt").exists(), begun(x)), default=None)
 
     def finished(self, runs: Path) -> bool:
         folder = self.folder(runs)
@@ -248,7 +255,10 @@ class Records:
 
     def read(self) -> dict[str, list[tuple[int, float]]]:
         """Steps and values by key."""
-        tags = self.events.Reload().Tags()["scalars"]
+        try:
+            tags = self.events.Reload().Tags()["scalars"]
+        except DirectoryDeletedError:  # a script that ends before its first checkpoint does so
+            return {}
         return {key: [(e.step, e.value) for e in self.events.Scalars(key)] for key in tags}
 
 
@@ -296,8 +306,7 @@ def read(run: Run, runs: Path) -> Recorded:
 
 def failure(run: Run, runs: Path) -> str:
     """What the runner wrote last into a run's log, if it gave the run up."""
-    log = runs / "logs" / f"{run.name}.txt"
-    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = run.said(runs)
     return said[-1] if said and said[-1].startswith("failed") else ""
 
 
@@ -315,8 +324,8 @@ def versions_of(folder: Path) -> dict[str, str]:
     elif (folder / "checkpoint.pt").exists():
         path = folder / "checkpoint.pt"
         noted = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["versions"]
-    else:
-        return {}
+    else:  # its checkpoint was deleted
+        return dict(versions=None, hardware=None)
     # Of runs made before it was a dictionary: Python, three packages, MuJoCo if used.
     if isinstance(noted, str):
         packages = noted.rsplit("] ", 1)[-1].split()

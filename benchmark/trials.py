@@ -1,7 +1,6 @@
 """The trials of a search: their runs, scores and pruning, shared by processes through a journal."""
 
 import contextlib
-import fcntl
 import io
 import itertools
 import math
@@ -18,8 +17,8 @@ from typing import NamedTuple
 
 import tyro
 
-from benchmark.jobs import Job
-from benchmark.runs import RETURN, ROOT, Records, Run, args_of, code_hash, digest, fail
+from benchmark.jobs import Job, lock
+from benchmark.runs import RETURN, ROOT, Run, args_of, code_hash, digest, fail
 
 try:
     import numpy as np
@@ -68,43 +67,32 @@ def flags_of(params: dict) -> list[str]:
 # ---------------------------------------------------------------- one run of a trial
 
 
-def ended_how(job: Job, log: Path, folder: Path | None) -> str:
-    """Of a run that is not at work: finished, diverged, lost (to be continued), or what it said.
-
-    A script whose losses are no longer finite ends by itself, after records and without a
-    traceback; the log then remembers that for the next time.
-    """
-    said = log.read_text(errors="replace").splitlines() if log.exists() else []
-    if folder and (folder / "model.pt").exists():
+def ended_how(job: Job, runs: Path) -> str:
+    """Of a run that is not at work: finished, diverged, lost (to be continued), or what it said."""
+    if job.run.finished(runs):
         return "finished"
-    if said and said[-1] == "diverged":
-        return "diverged"
-    code = job.process and job.process.returncode
-    traced = any("Traceback" in line for line in said)
-    if code == 1 and folder and Records(folder).read() and not traced:
-        with open(log, "a") as file:
-            print("diverged", file=file)
+    said = job.run.said(runs)
+    if any(" is not finite at step " in line for line in said):  # as the scripts say it
         return "diverged"
     if job.tries < 2:
         return "lost"
-    return f"ended with exit code {code}: {said[-1] if said else ''} ({log})"
+    last = said[-1] if said else ""
+    return f"ended with exit code {job.process.returncode}: {last} ({job.log})"
 
 
 def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
     """Carry out a run, or what is left of it; yields, now and then, its returns by evaluation."""
-    job, log, records = Job(run), runs / "logs" / f"{run.name}.txt", None
+    job = Job(run)
     try:
         while True:
             # Asked first: then nothing that it wrote before its end is missed.
             over = not job.process or job.process.poll() is not None
-            folder, returns = run.folder(runs), {}
-            if folder and not (records and records.folder == folder):
-                records = Records(folder)
-            for step, value in records.read().get(RETURN, []) if records else []:
+            returns = {}
+            for step, value in job.scalars(runs).get(RETURN, []):
                 # Several environments step over the multiples of the frequency.
                 step = run.steps if step >= run.steps else step // frequency * frequency
                 returns[step] = value
-            how = ended_how(job, log, folder) if over else "at work"
+            how = ended_how(job, runs) if over else "at work"
             if how == "diverged":
                 which = f"{run.variant}: {run.env_id}, seed {run.seed}"
                 say(f"{which} diverged, what it had left counts 0")
@@ -124,16 +112,6 @@ def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
 
 
 # ---------------------------------------------------------------- trials
-
-
-def lock(path: Path, wait: bool = False):
-    """The file at `path`, locked until it is closed or this process ends; None if it is taken."""
-    file = open(path, "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return file
-    except BlockingIOError:
-        file.close()
 
 
 @dataclass

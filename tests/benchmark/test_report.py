@@ -635,6 +635,34 @@ def test_without_the_runs_the_rows_are_all_there_is(here, real, monkeypatch):
     ]
 
 
+def test_a_committed_failure_stays_one_where_the_runs_are_not(here):
+    rows = lose(synthetic(PLAIN), "better", 3, "failed with exit code 1")
+    commit(rows)
+    again = judge.collect("x", PLAIN, here / "runs")
+    assert list(again.runs.state) == list(rows.runs.state)
+    text, summary = report.write_text("x", PLAIN, again, again.where(lambda table: table.seed > 99))
+    assert summary == "open so far" and "open (a run of better failed)" in text
+
+
+def test_a_failure_gives_way_to_another_study_that_finished_the_run(here):
+    failed = lose(synthetic(PLAIN), "better", 3, "failed with exit code 1")
+    commit(failed)
+    commit(synthetic(PLAIN), "y")
+    again = judge.collect("x", PLAIN, here / "runs")
+    assert set(again.runs.state) == {"finished"} and len(again.returns) == 5 * 32
+
+
+def test_a_run_that_was_made_with_two_equal_scripts_counts_once(here, monkeypatch):
+    rows, older = synthetic(PLAIN), synthetic(PLAIN, seed=1)
+    for table in older[:2]:
+        table["key"] = table.key.str.replace(r"\..*", ".0123456789", regex=True)
+    commit(judge.Rows(*(pd.concat(pair) for pair in zip(older, rows))))
+    monkeypatch.setattr(runs, "same_as", lambda code: {code, "0123456789"})
+    again = judge.collect("x", PLAIN, here / "runs")
+    assert set(again.returns.key) == {run.key for run in runs_of("x", PLAIN)}
+    assert len(again.runs) == 32 and len(again.returns) == 5 * 32
+
+
 @pytest.mark.slow
 def test_without_pandas_one_line_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['pandas'] = None; import benchmark.report"

@@ -1,6 +1,7 @@
 """benchmark.run: a study that is stopped, killed or half done ends as one left alone. Small runs of real scripts."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,22 @@ def test_the_overview_tells_what_runs_recorded(undisturbed):
 
 
 @pytest.mark.slow
+def test_a_run_whose_folder_is_gone_has_recorded_nothing(tmp_path, undisturbed):
+    """A script that ends before its first checkpoint removes its folder; a second try makes one."""
+    runs_folder = tmp_path / "runs"
+    shutil.copytree(undisturbed / "runs", runs_folder)
+    job = jobs.Job(runs_of("tiny", TINY)[0])
+    folder = job.run.folder(runs_folder)
+    recorded = job.scalars(runs_folder)
+    assert job.progress(runs_folder)[0] == 1500
+    away = folder.rename(tmp_path / "away")
+    assert job.scalars(runs_folder) == {} and job.progress(runs_folder)[:2] == (0, 0.0)
+    assert job.records.read() == {}  # where it goes between the look and the reading
+    name, milliseconds = folder.name.rsplit("__", 1)
+    away.rename(folder.with_name(f"{name}__{int(milliseconds) + 1}"))
+    assert job.scalars(runs_folder) == recorded and recorded
+
+
 def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(tmp_path):
     runner = start(tmp_path, "broken", "tiny", "--variants", "x", "default", "--jobs", "2")
     said, _ = runner.communicate(timeout=300)

@@ -92,6 +92,28 @@ def test_a_run_whose_folder_has_the_name_of_earlier_ones_is_known_by_what_it_hol
     assert run.folder(tmp_path) == folder and other.folder(tmp_path) is None
 
 
+def test_an_environment_without_a_version_is_found_under_its_newest(tmp_path):
+    run = runs_of("x", Study({"Pendulum": 100}, {"v": "--tau 0.01"}, seeds=1))[0]
+    for folder in (f"Pendulum-v1__{run.key}__1__7", f"Pendulum-v1__{run.key}__11__8"):
+        (tmp_path / folder).mkdir()
+    assert run.folder(tmp_path) == tmp_path / f"Pendulum-v1__{run.key}__1__7"
+
+
+def test_the_newest_folder_is_the_one_begun_last_and_a_finished_one_comes_first(
+    tmp_path, monkeypatch
+):
+    run = runs_of("x", Study({"Pendulum-v1": 100}, {"v": "--tau 0.01"}, seeds=1))[0]
+    settings, code = run.key.split(".")
+    monkeypatch.setattr(runs, "same_as", lambda code: {code, "ffffffffff"})
+    names = (f"{settings}.ffffffffff__1__8", f"{run.key}__1__9", f"{run.key}__1__10")
+    first, second, third = (tmp_path / f"Pendulum-v1__{name}" for name in names)
+    for folder in (first, second, third):
+        folder.mkdir()
+    assert run.folder(tmp_path) == third
+    (second / "model.pt").touch()
+    assert run.folder(tmp_path) == second
+
+
 def test_a_flag_with_its_default_makes_no_other_run(monkeypatch):
     a, b, c = (
         runs_of("x", Study({"Pendulum-v1": 100}, {"v": flags}, seeds=1))[0]
@@ -158,6 +180,10 @@ def test_the_versions_of_earlier_runs_are_read(tmp_path, packages, versions, pro
         torch.save({"versions": noted}, tmp_path / "checkpoint.pt")
         hardware = processor + " with a GPU" * gpu
         assert runs.versions_of(tmp_path) == dict(versions=versions, hardware=hardware)
+
+
+def test_a_run_whose_checkpoint_was_deleted_has_no_versions_to_tell(tmp_path):
+    assert runs.versions_of(tmp_path) == dict(versions=None, hardware=None)
 
 
 A_RULE = Rule("E", "a", "above", "b")

@@ -58,8 +58,12 @@ if __name__ == "__main__":
     with open("starts.txt", "a") as file:
         file.write(f"{os.getpid()} {folder.name}\\n")
     for step in range(2, int(steps) + 1, 2):
-        if mode == "broken" or mode == "diverging" and step > 4:
-            sys.exit("error: out of order" if mode == "broken" else "error: alpha is not finite at step 5")
+        if mode == "broken":
+            sys.exit("error: out of order")
+        if mode == "full disk" and step > 4:
+            sys.exit("error: no space left. Last checkpoint: step 0.")
+        if mode == "diverging" and step > 4:
+            sys.exit("error: alpha is not finite at step 5; the last good checkpoint stays")
         skill = (1 - abs(float(x or 0.7) - 0.7)) * step / int(steps)
         value = Summary.Value(tag="eval/episodic_return", simple_value={"a": 10, "b": 200}[env_id] * skill - 1)
         writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=[value])))
@@ -283,6 +287,18 @@ def test_diverged_runs_count_0_and_broken_trials_fail_while_others_go_on(
     # the same setting, drawn again, is not run again; a broken one is tried twice in each of its trials
     broken = sum(row["--mode"] == "broken" for row in rows(tmp_path))
     assert len(started) == 2 + 2 * broken and len(set(started)) == 3
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_failure_and_no_divergence(monkeypatch, tmp_path, fake, capsys):
+    modes = {"--mode": CategoricalDistribution(["full disk"])}
+    space = Space({"a": Env(8, -1, 9)}, modes, fake.script, 1, fake.flags)
+    with pytest.raises(SystemExit, match="no trial is complete"):
+        run_here(monkeypatch, tmp_path, space, "tiny", "--trials", "1")
+    assert "trial 0: failed, a, seed 1 ended with exit code 1: error: no space left" in (
+        capsys.readouterr().out
+    )
+    assert len((tmp_path / "starts.txt").read_text().splitlines()) == 2
 
 
 # ---------------------------------------------------------------- stopped, shared, continued
