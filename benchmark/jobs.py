@@ -1,8 +1,10 @@
 """A process a run, as many at a time as there is room for, and one overview of them all."""
 
+import contextlib
 import ctypes
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from benchmark.runs import RETURN, Records, Run
+from benchmark.runs import RETURN, Records, Run, fail
 
 STEPS_PER_SECOND = 150  # of one run with one thread, for estimates before anything has run
 
@@ -31,6 +33,18 @@ def lock(path: Path, wait: bool = False) -> IO | None:
         return file
     except BlockingIOError:
         file.close()
+
+
+@contextlib.contextmanager
+def continuable(module: str, where: str):
+    """End with one line, and how to go on, at Ctrl-C and where nothing can be written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+        sys.exit(f"stopped, to continue: {command}")
+    except OSError as error:
+        fail(f"{error}: {where}, where one may write; the same command continues")
 
 
 @dataclass

@@ -56,9 +56,10 @@ def python_of_peers() -> str:
     python, complete = folder / "bin" / "python", folder / "complete"
     with open(ROOT / ".venv-peers.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several runs may want it at once
-        if not complete.exists():
+        requirements = ROOT / "benchmark" / "requirements-peers.txt"
+        wanted = requirements.read_text()
+        if not complete.exists() or complete.read_text() != wanted:
             print("making .venv-peers, once", flush=True)
-            requirements = ROOT / "benchmark" / "requirements-peers.txt"
             install = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
             for command in ([sys.executable, "-m", "venv", folder], install):
                 if subprocess.run(command).returncode:
@@ -66,7 +67,7 @@ def python_of_peers() -> str:
                         f"error: pip install -r {requirements} failed, see above", file=sys.stderr
                     )
                     sys.exit(2)
-            complete.touch()
+            complete.write_text(wanted)
     return str(python)
 
 
@@ -153,8 +154,9 @@ def watcher(args: Args, writer):
 def versions(args: Args) -> dict:
     packages = ["stable-baselines3", "torch", "numpy", "gymnasium", "mujoco"]
     packages += ["sbx-rl", "jax"] if args.library == "sbx" else []
-    cpus = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    processor = cpus[0].split(":")[1].strip() if cpus else platform.processor()
+    import torch
+
+    processor = torch.cpu.get_capabilities()["cpu_name"]
     about = {"python": platform.python_version()} | {name: version(name) for name in packages}
     return about | dict(processor=processor, gpu=False)
 

@@ -10,9 +10,8 @@ mean) or curves (env_id,seed,step,return), which go by the name of the file. A s
 before it is finished: what is missing or failed is listed, and nothing else is concluded.
 """
 
-import base64
 import os
-import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from benchmark.runs import RESULTS, check, fail, runs_of
 from benchmark.studies import SOURCES, STUDIES, Rule, Study
 
 try:
-    import markdown
     import numpy as np
     import pandas as pd
     from rliable import metrics
@@ -44,26 +42,10 @@ try:
         short,
         verdict,
     )
+    from benchmark.markup import page, tabulate
 except ImportError as error:
     fail(f"{error}: pip install -r benchmark/requirements.txt")
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: auto; padding: 1rem; }}
-:root {{ color-scheme: light dark; }}
-h1 {{ font-size: 1.5rem; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: .9rem; }}
-th, td {{ border: 1px solid #8888; padding: .2rem .5rem; text-align: left; white-space: nowrap; }}
-td:first-child {{ white-space: normal; min-width: 8rem; }}
-p:has(img) {{ overflow-x: auto; }}
-img {{ width: 100%; min-width: 44rem; background: white; }}
-pre {{ background: #8882; padding: .6rem; white-space: pre-wrap; font-size: .8rem; }}
-</style></head><body>
-{body}
-</body></html>
-"""
 HOW_JUDGED = (
     "A rule is confirmed where the interval lies wholly on the side it names, refuted where "
     "it lies wholly on the other, undecided elsewhere, and open with fewer than {deciding} "
@@ -95,13 +77,6 @@ class Args:
 # ---------------------------------------------------------------- tables and text
 
 
-def tabulate(header: list[str], rows: list[list]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = [[str(cell).replace("|", "/") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
 def bounds(low: float, high: float, digits: int = 1) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -125,7 +100,7 @@ def tabulate_returns(study: Study, rows: Rows, env_id: str, reference: pd.DataFr
         line = [label, planned, *summarize(x, default if lines else x[:0]), "-", "-"]
         if len(x):
             line[6] = f"{bests[env_id, label].mean():.1f}"
-            speed = np.median(speeds[env_id, label])
+            speed = pd.Series(speeds[env_id, label]).median()  # of runs that recorded theirs
             line[7] = "-" if np.isnan(speed) else f"{speed:.0f}"
         lines.append(line)
     for label, x in published_finals(study, reference, env_id).items():
@@ -209,13 +184,15 @@ def how_it_was_made(name: str, study: Study, rows: Rows) -> list[str]:
     noted = lambda column: "; ".join(sorted(done[column].dropna().astype(str).unique()))
     grid = runs_of(name, study)
     scripts = ", ".join(f"`{script}`" for script in dict.fromkeys(run.script for run in grid))
+    made = f"{scripts} of commit {noted('commit')}, {noted('versions')}, on {noted('hardware')}"
+    hours = done.hours.sum(min_count=1)  # early rows do not say
+    spent = "" if np.isnan(hours) else f"; {hours:.1f} hours of runs"
     firsts = [run for run in grid if run.seed == 1]
-    commands = [f"python {run.script} {' '.join(run.flags)} --seed 1" for run in firsts]
+    commands = [f"python {run.script} {shlex.join(run.flags)} --seed 1" for run in firsts]
     return [
         "## How it was made",
-        f"{scripts} of commit {noted('commit')}, {noted('versions')}, on {noted('hardware')}; "
-        f"{done.hours.sum():.1f} hours of runs. [`runs.csv`](runs.csv) has each run, "
-        "[`returns.csv`](returns.csv) each evaluation. Again, with the script as it is there:",
+        f"{made}{spent}. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
+        "evaluation. To repeat it, with the script as it is there:",
         f"```bash\npython -m benchmark.run {name} --again\npython -m benchmark.report {name}\n```",
         f"which runs, with seeds 1 to {max(run.seed for run in grid)}:",
         "```bash\n" + "\n".join(commands) + "\n```",
@@ -257,18 +234,6 @@ def write_text(
         parts += ["No part of what stands above.", tabulate_older(older)]
     parts += how_it_was_made(name, study, rows)
     return "\n\n".join(part for part in parts if part) + "\n", summary
-
-
-def page(text: str, folder: Path) -> str:
-    """The same as one HTML page that needs no other file."""
-    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
-
-    def embed(found: re.Match) -> str:
-        image = base64.b64encode((folder / found[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{image}"'
-
-    body = re.sub(r'src="([\w.-]+\.png)"', embed, body)
-    return PAGE.format(title=text.split("\n")[0].lstrip("# "), body=body)
 
 
 # ---------------------------------------------------------------- files

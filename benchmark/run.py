@@ -13,7 +13,6 @@ share a folder, on one machine or on many: each run is locked while it is run.
 """
 
 import functools
-import shlex
 import signal
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Annotated
 import psutil
 import tyro
 
-from benchmark.jobs import STEPS_PER_SECOND, Job, execute
+from benchmark.jobs import STEPS_PER_SECOND, Job, continuable, execute
 from benchmark.runs import check, fail, runs_of, runs_of_all
 from benchmark.studies import STUDIES
 
@@ -84,15 +83,9 @@ def main():
     grid = runs_of_all(args.studies, args.threads, args.variants)
     todo = [run for run in grid if not (run.finished(runs) or run.committed() and not args.again)]
     print(f"{len(grid)} runs, {len(grid) - len(todo)} finished before", flush=True)
-    try:
-        before = len(grid) - len(todo)
+    before = len(grid) - len(todo)
+    with continuable("benchmark.run", f"{runs} must be a folder with space"):
         failed = execute([job(run) for run in todo], room, runs, args.track, before)
-    except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "benchmark.run", *sys.argv[1:]])
-        sys.exit(f"stopped, to continue: {command}")
-    except OSError as error:
-        where = f"{runs} must be a folder with space, where one may write"
-        fail(f"{error}: {where}; the same command continues")
     if failed:
         counts = f"{len(failed)} of {len(grid)} runs failed"
         sys.exit(f"{counts}, the others are finished: see {runs / 'logs'}")

@@ -152,8 +152,8 @@ class Run(NamedTuple):
     def folder(self, runs: Path) -> Path | None:
         """The newest folder of this run, a finished one first."""
         # The key holds the environment; a folder's name has its version too where ours has none.
-        found = runs.glob(f"*__*__{self.seed}__*")
-        mine = [folder for folder in found if key_of_folder(folder, self.script) in self.keys]
+        found, keys = runs.glob(f"*__*__{self.seed}__*"), self.keys
+        mine = [folder for folder in found if key_of_folder(folder) in keys]
         begun = lambda folder: int(folder.name.rsplit("__", 1)[1])
         return max(mine, key=lambda x: ((x / "model.pt").exists(), begun(x)), default=None)
 
@@ -176,16 +176,9 @@ class Run(NamedTuple):
         return f"{self.study} {self.env_id}, {self.variant}, seed {self.seed}"
 
 
-@functools.cache
-def key_of_folder(folder: Path, script: str) -> str:
-    """The key of the run in a folder; earlier ones, with other names, tell it by what they hold."""
-    exp_name = folder.name.rsplit("__", 3)[-3]
-    if re.fullmatch(r"[0-9a-f]{10}\.[0-9a-f]{10}", exp_name):
-        return exp_name
-    copied, settings = folder / Path(script).name, folder / "args.json"
-    if not re.fullmatch(r"[0-9a-f]{10}", exp_name) or not (copied.exists() and settings.exists()):
-        return ""
-    return f"{settings_hash(script, json.loads(settings.read_text()))}.{code_hash(copied)}"
+def key_of_folder(folder: Path) -> str:
+    """The key of the run in a folder: its experiment's name."""
+    return folder.name.rsplit("__", 3)[-3]
 
 
 @functools.cache
@@ -276,7 +269,7 @@ def read(run: Run, runs: Path) -> Recorded:
     if not folder:
         return Recorded(row | dict(state=state or "not run"))
     scalars = Records(folder).read()
-    row["key"] = key_of_folder(folder, run.script)
+    row["key"] = key_of_folder(folder)
     steps, speeds = zip(*scalars.get("charts/SPS", [(0, float("nan"))]))
     lasted = [(b - a) / speed / 3600 for a, b, speed in zip((0, *steps), steps, speeds)]
     # Threads do not tell runs apart.
@@ -326,13 +319,6 @@ def versions_of(folder: Path) -> dict[str, str]:
         noted = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["versions"]
     else:  # its checkpoint was deleted
         return dict(versions=None, hardware=None)
-    # Of runs made before it was a dictionary: Python, three packages, MuJoCo if used.
-    if isinstance(noted, str):
-        packages = noted.rsplit("] ", 1)[-1].split()
-        noted = dict(zip(["python", "torch", "numpy", "gymnasium"], [noted.split()[0], *packages]))
-        if re.fullmatch(r"\d+\.\d\S*", packages[3]):
-            noted["mujoco"] = packages.pop(3)
-        noted |= dict(processor=" ".join(packages[3:-1]), gpu=packages[-1] == "True")
     processor, gpu = noted.pop("processor"), noted.pop("gpu")
     versions = " ".join(f"{package} {version}" for package, version in noted.items() if version)
     with_gpu = f" with {gpu if isinstance(gpu, str) else 'a GPU'}" if gpu else ""

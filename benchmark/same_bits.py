@@ -5,8 +5,8 @@
 
 Each case trains with the old script and with the new one, each in an empty folder. The last
 checkpoints must agree in every bit: weights, optimizers and temperature by name, the replay buffer,
-the random state, the step. So must all scalars in TensorBoard but the speed. Results of the old
-script then count as the new one's: see benchmark/runs.py.
+the random state, the step. So must the scalars in TensorBoard that both record, but the speed.
+Results of the old script then count as the new one's: see benchmark/runs.py.
 """
 
 import datetime

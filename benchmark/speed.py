@@ -11,12 +11,10 @@ benchmark/results/speed.{csv,md,png}.
 """
 
 import contextlib
-import csv
 import itertools
 import os
 import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,15 +27,22 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmark" / "results"
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark.peers import python_of_peers  # noqa: E402
+from benchmark.runs import RESULTS, ROOT, fail  # noqa: E402
 from benchmark.speed_parts import floor, memory, row, update  # noqa: E402
+
+try:
+    import pandas as pd
+
+    from benchmark.markup import tabulate
+except ImportError as error:
+    fail(f"{error}: pip install -r benchmark/requirements.txt")
 
 SCRIPT = "sac_continuous.py"
 ENV_IDS = ["Hopper-v4", "Humanoid-v4"]
@@ -50,6 +55,7 @@ VARIANTS = {
     "Stable-Baselines3": ["stable_baselines3"],
     "environment alone": ["env"],
 }
+CASE = ["env_id", "variant", "threads", "setting", "unit"]  # what a row measures
 FLAGS = ["--learning-starts", "100", "--eval-frequency", "0", "--total-timesteps", "100000000"]
 Part = Literal["whole", "floor", "update", "start", "memory"]
 
@@ -100,14 +106,19 @@ class Trainer:
         with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
             os.killpg(self.process.pid, what)
 
-    def steps_per_second(self, seconds: float) -> float:
-        self.send(signal.SIGCONT)
-        time.sleep(1)  # until the caches are its own again
-        before, began = self.count[0], time.perf_counter()
-        time.sleep(seconds)
-        result = (self.count[0] - before) / (time.perf_counter() - began)
-        self.send(signal.SIGSTOP)
-        return float(result)
+
+def steps_per_second(trainers: list[Trainer], seconds: float) -> float:
+    """Environment steps of all these together, while all others are paused."""
+    made = lambda: sum(int(trainer.count[0]) for trainer in trainers)
+    for trainer in trainers:
+        trainer.send(signal.SIGCONT)
+    time.sleep(1)  # until the caches are theirs again
+    before, began = made(), time.perf_counter()
+    time.sleep(seconds)
+    result = (made() - before) / (time.perf_counter() - began)
+    for trainer in trainers:
+        trainer.send(signal.SIGSTOP)
+    return result
 
 
 def whole(args: Args) -> Iterator[dict]:
@@ -126,7 +137,7 @@ def whole(args: Args) -> Iterator[dict]:
                     trainers[key].send(signal.SIGSTOP)
                 for turn in tqdm(range(args.rounds), desc=f"{env_id}: measuring"):
                     for (variant, threads), trainer in trainers.items():
-                        value = trainer.steps_per_second(args.seconds)
+                        value = steps_per_second([trainer], args.seconds)
                         yield row("whole", env_id, variant, threads, "", turn, value, "steps/s")
             finally:
                 for trainer in trainers.values():
@@ -168,87 +179,70 @@ def versions() -> dict:
     packages = [f"python {platform.python_version()}", f"torch {version('torch')}"]
     named = ("stable", "sbx", "jax=", "mujoco")
     packages += [line.replace("==", " ") for line in peers if line.startswith(named)]
-    cpus = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line]
+    processor = torch.cpu.get_capabilities()["cpu_name"]
     return dict(
         commit=commit + (" and changes" if changed else ""),
         versions=", ".join(packages),
-        hardware=f"{cpus[0]}, {len(cpus)} cores",
+        hardware=f"{processor}, {os.cpu_count()} cores",
     )
 
 
-def medians(rows: list[dict], part: str) -> dict[tuple, tuple[float, float, float]]:
-    """Median, least and greatest value by (environment, variant, threads, setting, unit)."""
-    values = {}
-    for r in rows:
-        if r["part"] == part:
-            key = r["env_id"], r["variant"], int(r["threads"]), r["setting"], r["unit"]
-            values.setdefault(key, []).append(float(r["value"]))
-    return {key: (statistics.median(v), min(v), max(v)) for key, v in values.items()}
+def spread(values: pd.Series, form: str = ".0f") -> str:
+    """The median, and in brackets the least and the greatest."""
+    return f"{values.median():{form}} ({values.min():{form}} - {values.max():{form}})"
 
 
-def ratio(rows: list[dict], env_id: str, threads: int, of: str, to: str) -> str:
-    """Median and range, over the rounds, of one variant's speed divided by another's."""
-    speeds = {}
-    for r in rows:
-        if r["part"] == "whole" and r["env_id"] == env_id and int(r["threads"]) == threads:
-            speeds.setdefault(r["variant"], []).append(float(r["value"]))
-    ratios = [a / b for a, b in zip(speeds[of], speeds[to])]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+def ratio(rows: pd.DataFrame, threads: int, of: str, to: str) -> str:
+    """Over the rounds in one environment, one variant's speed divided by another's."""
+    speeds = rows[rows.threads == threads].pivot(index="round", columns="variant", values="value")
+    return spread(speeds[of] / speeds[to], ".2f")
 
 
-def report(rows: list[dict]) -> str:
+def report(rows: pd.DataFrame) -> str:
     """All results as Markdown."""
-    commits = ", ".join(dict.fromkeys(f"{r['part']}: {r['commit']}" for r in rows))
+    commits = {part: "; ".join(of.commit.unique()) for part, of in rows.groupby("part", sort=False)}
+    made = ", ".join(f"{part}: {commit}" for part, commit in commits.items())
+    where = "; ".join([*rows.versions.unique(), *rows.hardware.unique()])
     text = [
         "# Speed",
-        "",
-        f"`python benchmark/speed.py` (commits: {commits}); {rows[0]['versions']}; "
-        f"{rows[0]['hardware']}.",
+        f"`python benchmark/speed.py` (commits: {made}); {where}.\n"
         "Medians over the rounds, with the least and the greatest in brackets.",
     ]
-    table = medians(rows, "whole")
-    for env_id in dict.fromkeys(key[0] for key in table):
-        text += ["", f"## {env_id}: whole training runs, environment steps per second", ""]
-        text += ["| variant | 1 thread, 1 core | 2 threads, 2 cores |", "|---|---|---|"]
-        for variant in VARIANTS:
-            cells = [table.get((env_id, variant, n, "", "steps/s")) for n in (1, 2)]
-            cells = [f"{c[0]:.0f} ({c[1]:.0f} - {c[2]:.0f})" if c else "" for c in cells]
-            text.append(f"| {variant} | {' | '.join(cells)} |")
-        for of, to in itertools.product(
+    for env_id, of in rows[rows.part == "whole"].groupby("env_id", sort=False):
+        cells = of.groupby(["variant", "threads"]).value.apply(spread)
+        lines = [[name, *(cells.get((name, n), "") for n in (1, 2))] for name in VARIANTS]
+        for pair in itertools.product(
             ("compiled", "compiled, bfloat16"), ("SBX", "Stable-Baselines3")
         ):
-            cells = [ratio(rows, env_id, n, of, to) for n in (1, 2)]
-            text.append(f"| {of} / {to} | {' | '.join(cells)} |")
+            lines.append([" / ".join(pair), *(ratio(of, n, *pair) for n in (1, 2))])
+        text += [f"## {env_id}: whole training runs, environment steps per second"]
+        text += [tabulate(["variant", "1 thread, 1 core", "2 threads, 2 cores"], lines)]
     for part, title in {
         "floor": "The floor: the matrix products of one update alone",
         "update": "One update and one step (Hopper-v4, compiled, 2 threads)",
         "start": "From the command to the first step",
         "memory": "Memory of the replay buffer as it fills",
     }.items():
-        table = medians(rows, part)
-        if table:
-            text += [
-                "",
-                f"## {title}",
-                "",
-                "| what | threads | setting | value |",
-                "|---|---|---|---|",
-            ]
-        for (env_id, variant, threads, setting, unit), (middle, least, most) in table.items():
-            value = f"{middle:.3g} ({least:.3g} - {most:.3g}) {unit}"
-            text.append(f"| {env_id}: {variant} | {threads or ''} | {setting} | {value} |")
-    return "\n".join(text) + "\n"
+        of = rows[rows.part == part].groupby(CASE, sort=False).value
+        lines = [
+            [f"{env_id}: {variant}", threads or "", setting, f"{spread(values, '.3g')} {unit}"]
+            for (env_id, variant, threads, setting, unit), values in of
+        ]
+        if lines:
+            text += [f"## {title}", tabulate(["what", "threads", "setting", "value"], lines)]
+    return "\n\n".join(text) + "\n"
 
 
-def draw(rows: list[dict]):
+def draw(rows: pd.DataFrame):
     """A bar per variant, thread count and environment, with the range of the rounds."""
-    table = medians(rows, "whole")
-    env_ids = list(dict.fromkeys(key[0] for key in table))
+    whole = rows[rows.part == "whole"]
+    table = whole.groupby(["env_id", "variant", "threads"]).value.agg(["median", "min", "max"])
+    env_ids = list(whole.env_id.unique())
     names = [name for name in VARIANTS if name != "environment alone"]
     figure = Figure(figsize=(5.5 * len(env_ids), 4), layout="constrained")
     for axes, env_id in zip(np.atleast_1d(figure.subplots(1, len(env_ids))), env_ids):
         for threads, color, hatch in ((1, "0.75", ""), (2, "C0", "//")):
-            values = [table[env_id, name, threads, "", "steps/s"] for name in names]
+            values = [table.loc[env_id, name, threads] for name in names]
             places = np.arange(len(names)) + 0.2 * (2 * threads - 3)
             spread = [[m - a for m, a, _ in values], [b - m for m, _, b in values]]
             label = f"{threads} thread{'s' * (threads > 1)} on {threads} core{'s' * (threads > 1)}"
@@ -270,17 +264,14 @@ def main():
     parts = {"whole": whole, "floor": floor, "update": update, "start": start, "memory": memory}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "speed.csv"
-    kept = list(csv.DictReader(open(path))) if path.exists() else []
+    kept = pd.read_csv(path, keep_default_na=False) if path.exists() else None
     for part in args.parts:
         about = versions()
-        measured = [r | about for r in parts[part](args)]
-        kept = [r for r in kept if r["part"] != part] + measured
-        kept.sort(key=lambda r: list(parts).index(r["part"]))
+        measured = pd.DataFrame(parts[part](args)).assign(**about)
+        kept = measured if kept is None else pd.concat([kept[kept.part != part], measured])
+        kept = kept.sort_values("part", key=lambda x: x.map([*parts].index), kind="stable")
         # After each part, so that what is measured is not lost.
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, kept[0])
-            writer.writeheader()
-            writer.writerows(r | {"value": f"{float(r['value']):.5g}"} for r in kept)
+        kept.to_csv(path, index=False, float_format="%.5g")
     (RESULTS / "speed.md").write_text(report(kept))
     draw(kept)
     print(report(kept))

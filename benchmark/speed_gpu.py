@@ -7,13 +7,10 @@ Every run has one thread on a core of its own. SBX uses the GPU where .venv-peer
 (pip install "jax[cuda13]"). Results: benchmark/results/speed-gpu.{csv,md}.
 """
 
-import csv
 import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +20,17 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmark.speed import RESULTS, ROOT, SCRIPT, Trainer, signal  # noqa: E402
+from benchmark.speed import (  # noqa: E402
+    RESULTS,
+    ROOT,
+    SCRIPT,
+    Trainer,
+    pd,
+    signal,
+    spread,
+    steps_per_second,
+    tabulate,
+)
 
 WARM = 400  # environment steps before the first turn
 GRAPHS, EAGER = "GPU, CUDA graphs", "GPU, eager"
@@ -79,20 +86,6 @@ def start(args: Args, folder: Path, variant: str, number: int, cores: list[int])
         os.sched_setaffinity(0, cores)
 
 
-def speed_of(trainers: list[Trainer], seconds: float) -> float:
-    """Environment steps per second of all runs together."""
-    for trainer in trainers:
-        trainer.send(signal.SIGCONT)
-    time.sleep(0.5)
-    before, began = sum(int(t.count[0]) for t in trainers), time.perf_counter()
-    time.sleep(seconds)
-    made = sum(int(t.count[0]) for t in trainers) - before
-    result = made / (time.perf_counter() - began)
-    for trainer in trainers:
-        trainer.send(signal.SIGSTOP)
-    return result
-
-
 def measure(args: Args) -> list[dict]:
     cores, trainers, rows = sorted(os.sched_getaffinity(0)), {}, []
     with tempfile.TemporaryDirectory() as name:
@@ -114,7 +107,7 @@ def measure(args: Args) -> list[dict]:
             for turn in tqdm(range(args.rounds), desc="measuring"):
                 for variant, (*_, counts) in VARIANTS.items():
                     for count in counts:
-                        speed = speed_of(trainers[variant][:count], args.seconds)
+                        speed = steps_per_second(trainers[variant][:count], args.seconds)
                         rows.append(dict(variant=variant, runs=count, round=turn, value=speed))
         finally:
             for trainer in sum(trainers.values(), []):
@@ -123,22 +116,13 @@ def measure(args: Args) -> list[dict]:
     return rows
 
 
-def report(rows: list[dict], about: str) -> str:
+def report(rows: pd.DataFrame, about: str) -> str:
     """A line per variant and number of runs: medians over the rounds, with the range."""
-    values = {}
-    for row in rows:
-        values.setdefault((row["variant"], int(row["runs"])), []).append(float(row["value"]))
-    text = ["# Speed on a GPU", "", f"`python benchmark/speed_gpu.py`; {about}.", ""]
-    text += [
-        "Environment steps per second of all runs together: median (range) over the rounds.",
-        "",
-    ]
-    text += ["| variant | runs at a time | steps/s |", "|---|---|---|"]
-    for (variant, count), speeds in values.items():
-        middle = statistics.median(speeds)
-        spread = f"{min(speeds):.0f} - {max(speeds):.0f}"
-        text.append(f"| {variant} | {count} | {middle:.0f} ({spread}) |")
-    return "\n".join(text) + "\n"
+    speeds = rows.groupby(["variant", "runs"], sort=False).value.apply(spread)
+    lines = [[variant, count, speed] for (variant, count), speed in speeds.items()]
+    text = ["# Speed on a GPU", f"`python benchmark/speed_gpu.py`; {about}."]
+    text += ["Environment steps per second of all runs together: median (range) over the rounds."]
+    return "\n\n".join([*text, tabulate(["variant", "runs at a time", "steps/s"], lines)]) + "\n"
 
 
 def main():
@@ -146,15 +130,13 @@ def main():
     if not torch.cuda.is_available():
         print("error: PyTorch sees no GPU, so there is nothing to measure", file=sys.stderr)
         sys.exit(2)
-    rows = measure(args)
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line]
-    about = f"{args.env_id}; {torch.cuda.get_device_name()}, {len(names)} cores of {names[0]}"
+    rows = pd.DataFrame(measure(args))
+    processor = f"{os.cpu_count()} cores of {torch.cpu.get_capabilities()['cpu_name']}"
+    about = f"{args.env_id}; {torch.cuda.get_device_name()}, {processor}"
     about += f", Python {platform.python_version()}"
     about += "".join(f", {name} {version(name)}" for name in ("torch", "numpy", "mujoco"))
-    with open(RESULTS / "speed-gpu.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "about"])
-        writer.writeheader()
-        writer.writerows(row | {"value": f"{row['value']:.5g}", "about": about} for row in rows)
+    table = rows.assign(about=about)
+    table.to_csv(RESULTS / "speed-gpu.csv", index=False, float_format="%.5g")
     text = report(rows, about)
     (RESULTS / "speed-gpu.md").write_text(text)
     print(text)

@@ -15,20 +15,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import optuna
 import tyro
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from benchmark.jobs import Job, lock
 from benchmark.runs import RETURN, ROOT, Run, args_of, code_hash, digest, fail
-
-try:
-    import numpy as np
-    import optuna
-    from optuna.distributions import BaseDistribution
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import TrialState
-except ImportError as error:
-    fail(f"{error}: pip install -r benchmark/requirements.txt")
 
 POLL, OVERVIEW = 0.5, 60.0  # seconds between looks at the runs, and between overviews
 

@@ -25,7 +25,7 @@ from typing import Annotated
 import psutil
 import tyro
 
-from benchmark.jobs import STEPS_PER_SECOND
+from benchmark.jobs import STEPS_PER_SECOND, continuable
 from benchmark.runs import RESULTS, fail
 from benchmark.studies import BALANCE, CARTPOLES, OFTEN, SWINGUP
 
@@ -176,19 +176,13 @@ def main():
     space, runs = SPACES[args.space], Path.cwd() / "runs"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tuning = Tuning(args.space, space, args, runs)
-    try:
+    with continuable("benchmark.tune", f"{runs} and {RESULTS} must be folders with space"):
         (runs / "logs").mkdir(parents=True, exist_ok=True)
         with tuning.lock(wait=True):
             tuning.open()
         tuning.work()
         with tuning.lock(wait=True):  # one process at a time writes
             report(args.space, tuning.study, space, RESULTS / f"tune-{args.space}")
-    except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "benchmark.tune", *sys.argv[1:]])
-        sys.exit(f"stopped, to continue: {command}")
-    except OSError as error:
-        where = f"{runs} and {RESULTS} must be folders with space, where one may write"
-        fail(f"{error}: {where}; the same command continues")
 
 
 if __name__ == "__main__":

@@ -39,10 +39,31 @@ def test_the_study_of_peers_gives_all_of_them_the_same_task():
 
 def test_without_their_packages_one_line_names_the_requirements(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "ROOT", tmp_path)
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "requirements-peers.txt").touch()
     monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=1))
     with pytest.raises(SystemExit) as stop:
         peers.python_of_peers()
     assert stop.value.code == 2 and "requirements-peers.txt" in capsys.readouterr().err
+
+
+def test_other_requirements_make_the_environment_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    made = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command: made.append(command) or SimpleNamespace(returncode=0)
+    )
+    (tmp_path / ".venv-peers").mkdir()
+    (tmp_path / "benchmark").mkdir()
+    requirements = tmp_path / "benchmark" / "requirements-peers.txt"
+    commands = []
+    for text in ("sbx-rl==1", "sbx-rl==1", "sbx-rl==2"):
+        requirements.write_text(text)
+        python = peers.python_of_peers()
+        commands.append(len(made))
+    # A virtual environment, then pip: not again as long as the requirements are the same.
+    assert commands == [2, 2, 4] and made[-1][-1] == requirements
+    assert python == str(tmp_path / ".venv-peers" / "bin" / "python")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from rliable import library, metrics
 
-from benchmark import figures, judge, report, runs
+from benchmark import figures, judge, markup, report, runs
 from benchmark.runs import Records, runs_of
 from benchmark.studies import SOURCES, STUDIES, Rule, Study
 from tests.benchmark.helpers import ROOT, SMALL
@@ -661,6 +661,23 @@ def test_a_run_that_was_made_with_two_equal_scripts_counts_once(here, monkeypatc
     again = judge.collect("x", PLAIN, here / "runs")
     assert set(again.returns.key) == {run.key for run in runs_of("x", PLAIN)}
     assert len(again.runs) == 32 and len(again.returns) == 5 * 32
+
+
+def test_hours_and_speeds_are_told_where_runs_have_them():
+    rows = synthetic(PLAIN)
+    nothing = rows.where(lambda table: table.seed > 99)
+    assert "; 16.0 hours of runs. [" in report.write_text("x", PLAIN, rows, nothing)[0]
+    rows.runs.loc[rows.runs.seed == 8, ["hours", "steps_per_second"]] = np.nan
+    text, _ = report.write_text("x", PLAIN, rows, nothing)
+    assert "; 14.0 hours of runs. [" in text and cells(text, "default")[7] == "104"
+    rows.runs["hours"] = rows.runs["steps_per_second"] = np.nan
+    text, _ = report.write_text("x", PLAIN, rows, nothing)
+    assert "hours of runs" not in text and cells(text, "default")[7] == "-"
+
+
+def test_a_page_is_whole_whatever_its_title(tmp_path):
+    made = markup.page("# x: gamma < 0.9 & </title> more\n\nText.\n", tmp_path)
+    assert "<title>x: gamma &lt; 0.9 &amp; &lt;/title&gt; more</title>" in made
 
 
 @pytest.mark.slow

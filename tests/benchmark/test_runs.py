@@ -8,7 +8,6 @@ import torch
 from benchmark import runs
 from benchmark.runs import runs_of
 from benchmark.studies import STUDIES, Rule, Study
-from tests.benchmark.helpers import ROOT
 
 
 def test_what_studies_share_is_run_once_with_the_first(monkeypatch):
@@ -74,22 +73,6 @@ def test_a_run_of_an_equal_script_is_taken_for_one_of_this(tmp_path, monkeypatch
     assert not run.finished(tmp_path)
     monkeypatch.setattr(runs, "same_as", lambda code: {code, "0123456789"})
     assert run.finished(tmp_path) and run.folder(tmp_path) == folder
-
-
-def test_a_run_whose_folder_has_the_name_of_earlier_ones_is_known_by_what_it_holds(tmp_path):
-    study = Study({"Pendulum-v1": 60000}, {"v": "--tau 0.01", "w": ""}, seeds=1)
-    run, other = runs_of("x", study)
-    folder = tmp_path / "Pendulum-v1__0123456789__1__5"
-    folder.mkdir()
-    settings = vars(runs.args_of("sac_ablations.py")()) | dict(
-        resume=None, compile="on", exp_name="x"
-    )
-    settings |= dict(env_id="Pendulum-v1", total_timesteps=60000, tau=0.01)
-    (folder / "args.json").write_text(json.dumps(settings))
-    (folder / "sac_ablations.py").write_text(
-        (ROOT / "sac_ablations.py").read_text() + "# a comment\n"
-    )
-    assert run.folder(tmp_path) == folder and other.folder(tmp_path) is None
 
 
 def test_an_environment_without_a_version_is_found_under_its_newest(tmp_path):
@@ -161,25 +144,6 @@ def test_the_versions_that_a_run_noted_are_read(tmp_path):
     torch.save({"versions": noted}, tmp_path / "checkpoint.pt")
     versions = "python 3.11.7 torch 2.13.0 numpy 2.4.6 gymnasium 1.4.0"
     assert runs.versions_of(tmp_path) == dict(versions=versions, hardware="AMD EPYC with a GPU")
-
-
-@pytest.mark.parametrize(
-    ("packages", "versions"),
-    [
-        ("2.13.0+cpu 2.4.6 1.4.0", "python 3.11.7 torch 2.13.0+cpu numpy 2.4.6 gymnasium 1.4.0"),
-        (
-            "2.13.0 2.4.6 1.4.0 3.11.0",
-            "python 3.11.7 torch 2.13.0 numpy 2.4.6 gymnasium 1.4.0 mujoco 3.11.0",
-        ),
-    ],
-)
-@pytest.mark.parametrize("processor", ["AMD EPYC", "12th Gen Intel(R) Core(TM) i7-12700K"])
-def test_the_versions_of_earlier_runs_are_read(tmp_path, packages, versions, processor):
-    for gpu in (False, True):
-        noted = f"3.11.7 (main, Jan  1 2026, 00:00:00) [GCC 13.2.0] {packages} {processor} {gpu}"
-        torch.save({"versions": noted}, tmp_path / "checkpoint.pt")
-        hardware = processor + " with a GPU" * gpu
-        assert runs.versions_of(tmp_path) == dict(versions=versions, hardware=hardware)
 
 
 def test_a_run_whose_checkpoint_was_deleted_has_no_versions_to_tell(tmp_path):

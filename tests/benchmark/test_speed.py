@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,8 +17,9 @@ from tests.benchmark.helpers import ROOT
 
 
 def rows(variant, threads, values, env_id="Hopper-v4"):
+    about = dict(commit="abc", versions="torch 2.13.0", hardware="a processor")
     return [
-        speed.row("whole", env_id, variant, threads, "", turn, value, "steps/s") | speed.versions()
+        speed.row("whole", env_id, variant, threads, "", turn, value, "steps/s") | about
         for turn, value in enumerate(values)
     ]
 
@@ -25,8 +27,9 @@ def rows(variant, threads, values, env_id="Hopper-v4"):
 def test_ratios_are_taken_within_each_round():
     """A machine that halves its speed in mid-run changes every speed and no ratio."""
     measured = rows("compiled", 2, [300, 150, 300]) + rows("SBX", 2, [100, 50, 100])
-    assert speed.ratio(measured, "Hopper-v4", 2, "compiled", "SBX") == "3.00 (3.00 - 3.00)"
-    assert speed.medians(measured, "whole")["Hopper-v4", "SBX", 2, "", "steps/s"] == (100, 50, 100)
+    measured = pd.DataFrame(measured + rows("SBX", 1, [7, 8, 9]))
+    assert speed.ratio(measured, 2, "compiled", "SBX") == "3.00 (3.00 - 3.00)"
+    assert speed.spread(measured[measured.variant == "compiled"].value) == "300 (150 - 300)"
 
 
 def test_the_report_shows_each_variant_once():
@@ -34,7 +37,11 @@ def test_the_report_shows_each_variant_once():
     for place, variant in enumerate(speed.VARIANTS):
         for threads in (1, 2) if variant != "environment alone" else (1,):
             measured += rows(variant, threads, [10 * (place + 1) * threads])
-    text = speed.report(measured)
+    elsewhere = speed.row("memory", "Hopper-v4", "replay buffer", 0, "", 0, 12.345, "MiB")
+    elsewhere |= measured[0] | elsewhere | dict(hardware="another one")
+    text = speed.report(pd.DataFrame([*measured, elsewhere]))
+    assert "a processor; another one." in text and "whole: abc, memory: abc" in text
+    assert "| Hopper-v4: replay buffer |  |  | 12.3 (12.3 - 12.3) MiB |" in text
     assert "| eager | 30 (30 - 30) | 60 (60 - 60) |" in text
     assert "| compiled / SBX | 0.25 (0.25 - 0.25) | 0.25 (0.25 - 0.25) |" in text
     assert "| compiled, bfloat16 / SBX | 0.50 (0.50 - 0.50) | 0.50 (0.50 - 0.50) |" in text
@@ -73,7 +80,7 @@ def test_a_trainer_counts_its_steps_and_rests_when_paused(tmp_path):
         before = int(trainer.count[0])
         time.sleep(0.5)
         assert trainer.count[0] == before
-        assert trainer.steps_per_second(1.0) > 0
+        assert speed.steps_per_second([trainer], 1.0) > 0
     finally:
         trainer.send(speed.signal.SIGKILL)
         trainer.process.wait()
@@ -122,7 +129,7 @@ def test_the_report_on_gpus_has_medians_and_ranges():
     speeds = [("GPU, eager", 1, 100.0), ("GPU, eager", 1, 300.0), ("GPU, eager", 1, 120.0)]
     speeds += [("CPU, compiled", 8, 800.0)]
     rows = [dict(variant=v, runs=n, round=0, value=value) for v, n, value in speeds]
-    text = speed_gpu.report(rows, "a machine")
+    text = speed_gpu.report(pd.DataFrame(rows), "a machine")
     assert "a machine" in text
     assert "| GPU, eager | 1 | 120 (100 - 300) |" in text
     assert "| CPU, compiled | 8 | 800 (800 - 800) |" in text
