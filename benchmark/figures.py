@@ -49,7 +49,7 @@ def draw_variant(
 def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.DataFrame):
     """Learning curves over steps and over hours, and beside them what each run ended with."""
     over_steps, over_hours, ends = axes
-    mine = rows.returns.assign(hours=hours_of(rows) if len(rows.returns) else None)
+    mine = rows.returns.assign(hours=hours_of(rows))
     mine = mine[mine.env_id == env_id]
     places = [label for label in study.variants if study.only.get(label, env_id) == env_id]
     for label, style in zip(study.variants, itertools.cycle(STYLES)):
@@ -80,7 +80,7 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
         if "dm_control" in env_id or study.script == "sac_dmc.py":
             panel.set(ylabel="return (0 to 1000), deterministic policy", ylim=(0, 1050))
     if mine.hours.isna().all():
-        over_hours.set(title="hours were not recorded" if len(mine) else "no run is finished")
+        over_hours.set(title="hours were not recorded")
         over_hours.set_axis_off()
     ends.set(title="at the end", xlabel="return: runs, their mean, its 95 % interval")
     ends.set_yticks(range(len(places)), places)
@@ -94,10 +94,11 @@ def add_legend(figure: Figure, columns: int):
 
 
 def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
-    """A row of panels per environment."""
-    figure = Figure(figsize=(15, 1 + 3.6 * len(study.envs)), layout="constrained")
-    panels = figure.subplots(len(study.envs), 3, squeeze=False)
-    for axes, env_id in zip(panels, study.envs):
+    """A row of panels per environment in which a run is finished."""
+    begun = [env_id for env_id in study.envs if env_id in set(rows.returns.env_id)]
+    figure = Figure(figsize=(15, 1 + 3.6 * len(begun)), layout="constrained")
+    panels = figure.subplots(len(begun), 3, squeeze=False)
+    for axes, env_id in zip(panels, begun):
         draw_environment(axes, study, rows, env_id, reference)
     add_legend(figure, 3)
     return figure
@@ -108,16 +109,16 @@ def draw_diagnostics(study: Study, rows: Rows) -> Figure:
     first = "return, deterministic policy"
     returns = rows.returns.rename(columns={"return": "value"}).assign(record=first)
     table = pd.concat([returns, rows.diagnostics.replace({"record": DIAGNOSTICS})])
-    made = set(table.record)
-    records = [record for record in (first, *DIAGNOSTICS.values()) if record in made]
-    lines = -(-len(records) // 3) * len(study.envs)
+    made = set(zip(table.env_id, table.record))
+    pairs = itertools.product(study.envs, [first, *DIAGNOSTICS.values()])
+    drawn = [pair for pair in pairs if pair in made]
+    lines = -(-len(drawn) // 3)
     figure = Figure(figsize=(14, 1 + 3.25 * lines), layout="constrained")
     panels = iter(figure.subplots(lines, 3, squeeze=False).flat)
-    for env_id in study.envs:
-        for record in records:
-            draw_record(next(panels), study, table[table.record == record], env_id, record)
-        for _ in range(-len(records) % 3):
-            next(panels).set_axis_off()
+    for (env_id, record), axes in zip(drawn, panels):
+        draw_record(axes, study, table[table.record == record], env_id, record)
+    for axes in panels:
+        axes.set_axis_off()
     add_legend(figure, 4)
     return figure
 

@@ -112,7 +112,7 @@ STUDIES = {
         "[1] Orthogonal initial weights are dramatically better than normal ones",
         each([*CARTPOLES], ["orthogonal weights"], "above", "normal weights"),
         flags=OFTEN,
-        note="normal: of variance 1, PyTorch's default; the source names no other",
+        note="normal: N(0, 1), the default of nn.init.normal_; the source names no variance",
     ),
     "F8": Study(
         CARTPOLES,

@@ -500,10 +500,16 @@ def test_no_empty_panel_is_drawn_where_no_run_says_how_long_it_took(here):
     _, over_hours, _ = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
     assert not over_hours.axison
     assert over_hours.get_title() == "hours were not recorded"
-    nothing = rows._replace(returns=rows.returns[:0])
-    _, over_hours, _ = figures.draw_returns(PLAIN, nothing, judge.NONE_PUBLISHED).axes
-    assert not over_hours.axison
-    assert over_hours.get_title() == "no run is finished"
+
+
+def test_an_environment_without_a_finished_run_has_a_table_and_no_panels(here):
+    both = Study({"Hopper-v4": 1000, ENV: 1000}, VARIANTS, seeds=3)
+    rows = synthetic(both)
+    rows = rows._replace(returns=rows.returns[rows.returns.env_id == ENV])
+    curves, *_ = axes = figures.draw_returns(both, rows, judge.NONE_PUBLISHED).axes
+    assert len(axes) == 3 and curves.get_title() == ENV
+    text, _ = report.write_text("x", both, rows, rows.where(lambda table: table.seed > 99))
+    assert "**Hopper-v4**, 1,000 steps:\n\n|" in text
 
 
 def test_a_variant_of_one_environment_has_no_row_in_the_others(here):
@@ -550,12 +556,12 @@ def test_diagnostics_draw_what_was_recorded_and_nothing_else():
     axes = figures.draw_diagnostics(two, rows._replace(diagnostics=pd.concat(made))).axes
     shown = [panel for panel in axes if panel.axison]
     records = ["return, deterministic policy", "entropy of the policy, nats", "loss of the critics"]
-    records += ["success rate, deterministic policy"]
-    titles = [f"{env_id}: {record}" for env_id in two.envs for record in records]
-    assert [panel.get_title() for panel in shown] == titles and len(axes) == 12
-    # A line per seed, where there is something to draw.
-    assert [len(panel.lines) for panel in shown] == [5, 0, 0, 0, 5, 5, 5, 5]
-    assert [panel.get_yscale() for panel in shown[4:]] == ["linear", "linear", "log", "linear"]
+    titles = [f"Hopper-v4: {record}" for record in records]
+    titles += ["Hopper-v4: success rate, deterministic policy"]
+    titles = [f"{ENV}: return, deterministic policy", *titles]
+    assert [panel.get_title() for panel in shown] == titles and len(axes) == 6
+    assert {len(panel.lines) for panel in shown} == {5}  # a line per seed
+    assert [panel.get_yscale() for panel in shown[1:]] == ["linear", "linear", "log", "linear"]
     assert list(shown[-1].lines[0].get_ydata()) == pytest.approx(np.arange(5) / 100)
 
 
