@@ -58,7 +58,7 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
         if len(runs):
             hours = table.groupby("step").hours.mean()[runs.index]
             draw_variant(axes, places.index(label), runs, hours, style, label)
-    markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*hpH8")))
+    markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*X^sP")))
     published = reference[reference.env_id == short(env_id)]
     published = published[published.step <= study.envs[env_id]]
     as_long = published_finals(study, reference, env_id)

@@ -267,7 +267,9 @@ def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
             draw_diagnostics(study, current).savefig(making / "diagnostics.png", dpi=110)
             rows.diagnostics.to_csv(making / "diagnostics.csv", index=False)
         rows.runs.to_csv(making / "runs.csv", index=False)
-        rows.returns.to_csv(making / "returns.csv", index=False)
+        # Early rows have no hours: no empty column for them.
+        returns = rows.returns.dropna(axis="columns", how="all")
+        returns.to_csv(making / "returns.csv", index=False)
         text, summary = write_text(name, study, current, older, reference)
         (making / "README.md").write_text(text)
         (making / "report.html").write_text(page(text, making))
