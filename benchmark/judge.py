@@ -19,8 +19,8 @@ NONE_PUBLISHED = pd.DataFrame(columns=["env_id", "seed", "step", "return", "labe
 
 
 def short(env_id: str) -> str:
-    """The task's name as papers have it."""
-    return re.sub(r"^shimmy:dm_control/(.*)-v0$", r"\1", env_id)
+    """The task's name as papers have it: without the module that registers it."""
+    return re.sub(r"^\w+:", "", re.sub(r"^shimmy:dm_control/(.*)-v0$", r"\1", env_id))
 
 
 class Rows(NamedTuple):

@@ -545,6 +545,15 @@ def test_a_source_has_one_marker_in_all_panels(here):
     assert len(markers) == 2
 
 
+def test_a_task_is_called_as_papers_call_it():
+    named = {
+        "shimmy:dm_control/walker-walk-v0": "walker-walk",
+        "gymnasium_robotics:FetchReach-v4": "FetchReach-v4",
+        "Hopper-v4": "Hopper-v4",
+    }
+    assert {env_id: judge.short(env_id) for env_id in named} == named
+
+
 def test_diagnostics_draw_what_was_recorded_and_nothing_else():
     two = Study({ENV: 1000, "Hopper-v4": 1000}, {"default": ""}, diagnostics=True)
     rows = synthetic(two)

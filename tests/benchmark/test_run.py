@@ -152,8 +152,9 @@ def test_what_is_committed_is_run_again_if_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "committed_keys", lambda: committed(grid[0]))
     monkeypatch.setattr(run, "execute", lambda jobs, *_: begun.append([job.run for job in jobs]))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / f"{grid[1].name}__1").mkdir(parents=True)
-    (tmp_path / "runs" / f"{grid[1].name}__1" / "model.pt").touch()
+    folder = tmp_path / "runs" / f"Pendulum-v1__{grid[1].key}__1__1"
+    folder.mkdir(parents=True)
+    (folder / "model.pt").touch()
     for flags in ([], ["--again"]):
         monkeypatch.setattr(sys, "argv", ["run", "tiny", *flags])
         run.main()
