@@ -290,7 +290,7 @@ def test_the_exported_policy_gives_the_same_actions(namespace, finished):
 
 # Flags --------------------------------------------------------------------------------------------
 
-OTHERS_FLAGS = {"--help", "--no-track"}
+OTHERS_FLAGS = {"--help", "--no-track", "--again", "--cases"}  # the last two of benchmark/
 
 
 def test_the_tables_of_flags_are_those_of_the_scripts():
