@@ -152,10 +152,10 @@ def watcher(args: Args, writer):
 
 
 def versions(args: Args) -> dict:
-    packages = ["stable-baselines3", "torch", "numpy", "gymnasium", "mujoco"]
-    packages += ["sbx-rl", "jax"] if args.library == "sbx" else []
     import torch
 
+    packages = ["stable-baselines3", "torch", "numpy", "gymnasium", "mujoco"]
+    packages += ["sbx-rl", "jax"] if args.library == "sbx" else []
     processor = torch.cpu.get_capabilities()["cpu_name"]
     about = {"python": platform.python_version()} | {name: version(name) for name in packages}
     return about | dict(processor=processor, gpu=False)

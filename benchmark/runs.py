@@ -310,7 +310,7 @@ def commit_of(script: Path) -> str:
     return (subprocess.check_output(log, cwd=ROOT, text=True).split() or ["uncommitted"])[-1]
 
 
-def versions_of(folder: Path) -> dict[str, str]:
+def versions_of(folder: Path) -> dict[str, str | None]:
     """What the run noted: versions of Python and packages; the processor, and whether a GPU."""
     if (folder / "versions.json").exists():  # of a peer, whose checkpoints are not ours
         noted = json.loads((folder / "versions.json").read_text())

@@ -108,7 +108,7 @@ class Trainer:
 
 
 def steps_per_second(trainers: list[Trainer], seconds: float) -> float:
-    """Environment steps of all these together, while all others are paused."""
+    """Environment steps per second of all these together, while all others are paused."""
     made = lambda: sum(int(trainer.count[0]) for trainer in trainers)
     for trainer in trainers:
         trainer.send(signal.SIGCONT)

@@ -9,6 +9,7 @@ Every run has one thread on a core of its own. SBX uses the GPU where .venv-peer
 
 import os
 import platform
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from benchmark.speed import (  # noqa: E402
     SCRIPT,
     Trainer,
     pd,
-    signal,
     spread,
     steps_per_second,
     tabulate,

@@ -2,7 +2,7 @@
 
     python -m benchmark.run --list
 
-A study of your own is one more entry in STUDIES. Claims that begin with [1] are those of SOURCES.
+A study of your own is one more entry in STUDIES. A claim that begins with [1] is that source's.
 """
 
 from benchmark.rules import Rule, Study, each

@@ -201,6 +201,7 @@ def test_a_run_whose_folder_is_gone_has_recorded_nothing(tmp_path, undisturbed):
     assert job.scalars(runs_folder) == recorded and recorded
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(tmp_path):
     runner = start(tmp_path, "broken", "tiny", "--variants", "x", "default", "--jobs", "2")
     said, _ = runner.communicate(timeout=300)
