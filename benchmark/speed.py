@@ -2,6 +2,7 @@
 
     python benchmark/speed.py                        # all, in half an hour; keep the machine quiet
     python benchmark/speed.py --parts whole --rounds 9
+    python benchmark/speed.py --parts whole --beside "LeanRL=../env/bin/python ../sac.py --compile"
 
 All variants are started once, warmed up beyond compilation, and paused. Then each in turn goes on
 for some seconds, while its environment steps are counted: A B C A B C ... So what else the machine
@@ -14,6 +15,7 @@ import contextlib
 import itertools
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,8 +57,10 @@ VARIANTS = {
     "Stable-Baselines3": ["stable_baselines3"],
     "environment alone": ["env"],
 }
+OURS = [name for name, words in VARIANTS.items() if words[0].endswith(".py")]
 CASE = ["env_id", "variant", "threads", "setting", "unit"]  # what a row measures
-FLAGS = ["--learning-starts", "100", "--eval-frequency", "0", "--total-timesteps", "100000000"]
+FLAGS = ["--learning-starts", "100", "--total-timesteps", "100000000"]
+Package = Literal["sbx", "stable_baselines3", "env"]
 Part = Literal["whole", "floor", "update", "start", "memory"]
 
 
@@ -67,6 +71,21 @@ class Args:
     rounds: int = 5  # turns of each variant
     seconds: float = 6.0  # of each turn
     env_ids: tuple[str, ...] = tuple(ENV_IDS)  # MuJoCo environments
+    # NAME=PYTHON SCRIPT [FLAGS]: scripts with CleanRL's flags, measured beside all others
+    beside: tuple[str, ...] = ()
+
+
+def scripts_beside(args: Args) -> dict[str, list[str]]:
+    """Interpreter, script and flags of what --beside names, by name."""
+    scripts = {}
+    for text in args.beside:
+        name, _, command = text.partition("=")
+        words = shlex.split(command)
+        if not name or len(words) < 2 or not all(map(os.path.isfile, words[:2])):
+            fail(f"--beside {text}: must be NAME=PYTHON SCRIPT [FLAGS], the first two files")
+        # They start in another folder. What a link leads to is not the same interpreter.
+        scripts[name] = [*map(os.path.abspath, words[:2]), *words[2:]]
+    return scripts
 
 
 class Trainer:
@@ -75,8 +94,15 @@ class Trainer:
     def __init__(
         self, folder: Path, library: str, env_id: str, threads: int, flags=(), environ=None
     ):
-        python = sys.executable if library.endswith(".py") else python_of_peers()
-        own = FLAGS if library.endswith(".py") else []
+        own = []
+        if library.endswith(".py"):
+            python = sys.executable
+            own = [*FLAGS, "--eval-frequency", "0", "--threads", str(threads)]
+        elif library in get_args(Package):
+            python = python_of_peers()
+        else:  # the interpreter of someone else's script
+            python, (library, *flags) = library, flags
+            own = FLAGS
         folder.mkdir()
         (folder / "count").write_bytes(bytes(8))
         self.log = folder / "log"
@@ -127,10 +153,11 @@ def whole(args: Args) -> Iterator[dict]:
         with tempfile.TemporaryDirectory() as folder:
             trainers = {}
             try:
-                pairs = [(variant, n) for variant in VARIANTS for n in (1, 2)]
+                variants = VARIANTS | scripts_beside(args)
+                pairs = [(variant, n) for variant in variants for n in (1, 2)]
                 pairs.remove(("environment alone", 2))
                 for key in tqdm(pairs, desc=f"{env_id}: warming up"):
-                    (variant, threads), (library, *flags) = key, VARIANTS[key[0]]
+                    (variant, threads), (library, *flags) = key, variants[key[0]]
                     own = Path(folder, f"{variant}-{threads}")
                     trainers[key] = Trainer(own, library, env_id, threads, flags)
                     trainers[key].wait_for(1500)
@@ -210,10 +237,10 @@ def report(rows: pd.DataFrame) -> str:
     ]
     for env_id, of in rows[rows.part == "whole"].groupby("env_id", sort=False):
         cells = of.groupby(["variant", "threads"]).value.apply(spread)
-        lines = [[name, *(cells.get((name, n), "") for n in (1, 2))] for name in VARIANTS]
-        for pair in itertools.product(
-            ("compiled", "compiled, bfloat16"), ("SBX", "Stable-Baselines3")
-        ):
+        names = list(of.variant.unique())
+        lines = [[name, *(cells.get((name, n), "") for n in (1, 2))] for name in names]
+        others = [name for name in names if name not in [*OURS, "environment alone"]]
+        for pair in itertools.product(OURS[:2], others):
             lines.append([" / ".join(pair), *(ratio(of, n, *pair) for n in (1, 2))])
         text += [f"## {env_id}: whole training runs, environment steps per second"]
         text += [tabulate(["variant", "1 thread, 1 core", "2 threads, 2 cores"], lines)]
@@ -238,8 +265,8 @@ def draw(rows: pd.DataFrame):
     whole = rows[rows.part == "whole"]
     table = whole.groupby(["env_id", "variant", "threads"]).value.agg(["median", "min", "max"])
     env_ids = list(whole.env_id.unique())
-    names = [name for name in VARIANTS if name != "environment alone"]
-    figure = Figure(figsize=(5.5 * len(env_ids), 4), layout="constrained")
+    names = [name for name in whole.variant.unique() if name != "environment alone"]
+    figure = Figure(figsize=(1.1 * len(names) * len(env_ids), 4), layout="constrained")
     for axes, env_id in zip(np.atleast_1d(figure.subplots(1, len(env_ids))), env_ids):
         for threads, color, hatch in ((1, "0.75", ""), (2, "C0", "//")):
             values = [table.loc[env_id, name, threads] for name in names]
@@ -249,7 +276,7 @@ def draw(rows: pd.DataFrame):
             style = dict(color=color, hatch=hatch, edgecolor="k", label=label)
             bars = axes.bar(places, [v[0] for v in values], 0.38, yerr=spread, **style)
             axes.bar_label(bars, fmt="%.0f", padding=3)
-        owners = ["this script,\n" * VARIANTS[name][0].endswith(".py") for name in names]
+        owners = ["this script,\n" * (name in OURS) for name in names]
         broken = [name.replace(", ", ",\n").replace("-", "-\n") for name in names]
         axes.set_xticks(range(len(names)), map("".join, zip(owners, broken)))
         axes.set(
@@ -261,6 +288,7 @@ def draw(rows: pd.DataFrame):
 
 def main():
     args = tyro.cli(Args)
+    scripts_beside(args)  # ends the program where they cannot be run
     parts = {"whole": whole, "floor": floor, "update": update, "start": start, "memory": memory}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "speed.csv"

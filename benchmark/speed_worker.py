@@ -33,7 +33,7 @@ def counted_step(self, action):
 env_class.step = counted_step
 warnings.filterwarnings("ignore")
 if library.endswith(".py"):
-    sys.argv = [library, "--env-id", env_id, "--threads", threads, *flags]
+    sys.argv = [library, "--env-id", env_id, *flags]
     runpy.run_path(library, run_name="__main__")
 elif library == "env":  # the environment alone
     env = gym.make(env_id)

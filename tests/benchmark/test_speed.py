@@ -48,6 +48,36 @@ def test_the_report_shows_each_variant_once():
     assert all(text.count(f"| {variant} |") == 1 for variant in speed.VARIANTS)
 
 
+def test_the_report_compares_with_scripts_beside():
+    measured = rows("environment alone", 1, [9000, 9000])
+    for threads in (1, 2):
+        measured += rows("compiled", threads, [300, 200])
+        measured += rows("compiled, bfloat16", threads, [400, 400])
+        measured += rows("CleanRL", threads, [100, 100])
+    text = speed.report(pd.DataFrame(measured))
+    assert "| CleanRL | 100 (100 - 100) | 100 (100 - 100) |" in text
+    assert "| compiled / CleanRL | 2.50 (2.00 - 3.00) | 2.50 (2.00 - 3.00) |" in text
+    assert "/ environment alone" not in text
+
+
+def test_scripts_beside_are_found_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "python").symlink_to(sys.executable)  # as in a virtual environment
+    (tmp_path / "sac.py").touch()
+    monkeypatch.chdir(tmp_path)
+    found = speed.scripts_beside(speed.Args(beside=("LeanRL=python sac.py --compile",)))
+    assert found == {"LeanRL": [f"{tmp_path}/python", f"{tmp_path}/sac.py", "--compile"]}
+
+
+@pytest.mark.parametrize("text", ["python", "=python python", "A=python", "A=python nothing.py"])
+def test_scripts_beside_that_cannot_be_run_are_refused(text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "python").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        speed.scripts_beside(speed.Args(beside=(text,)))
+    assert end.value.code == 2
+    assert f"--beside {text}: must be NAME=PYTHON SCRIPT" in capsys.readouterr().err
+
+
 def test_the_floor_counts_the_products_of_the_update():
     """Against a count by hand: forward through actor and critics, and both halves of backward where they are due."""
     obs_dim, action_dim, batch, hidden = 11, 3, 256, 256
@@ -84,6 +114,31 @@ def test_a_trainer_counts_its_steps_and_rests_when_paused(tmp_path):
     finally:
         trainer.send(speed.signal.SIGKILL)
         trainer.process.wait()
+
+
+THEIRS = """
+import sys
+import gymnasium as gym
+env = gym.make("Hopper-v4")
+env.reset(seed=1)
+print(sys.argv[1:], flush=True)
+for _ in range(50):
+    env.step(env.action_space.sample())
+sys.exit("trained")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_beside_gets_the_flags_of_cleanrl_and_is_counted(tmp_path):
+    script = tmp_path / "theirs.py"
+    script.write_text(THEIRS)
+    words = [str(script), "--compile"]
+    trainer = speed.Trainer(tmp_path / "run", sys.executable, "Hopper-v4", 1, words)
+    with pytest.raises(SystemExit, match="trained"):
+        trainer.wait_for(100)
+    assert trainer.count[0] == 50
+    flags = ["--env-id", "Hopper-v4", *speed.FLAGS, "--compile"]
+    assert str(flags) in trainer.log.read_text()
 
 
 @pytest.mark.slow
