@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from benchmark.runs import RETURN, Records, Run, fail
+import psutil
+
+from benchmark.runs import RETURN, Records, Run, args_of, fail
 
 STEPS_PER_SECOND = 150  # of one run with one thread, for estimates before anything has run
 
@@ -23,6 +25,13 @@ def die_with_parent():
     """In the child, before its program starts: a killed runner takes its runs along (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def cores() -> int:
+    """Physical cores that this process may use."""
+    physical = psutil.cpu_count(logical=False) or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return min(physical, allowed)
 
 
 def lock(path: Path, wait: bool = False) -> IO | None:
@@ -71,6 +80,7 @@ class Job:
 
     def launch(self, runs: Path, track: bool, lock: IO, log: IO):
         tag = self.run.variant.replace(",", "")  # commas part tags
+        track = track and hasattr(args_of(self.run.script), "track")  # peers have no such flag
         tracking = dict(WANDB_RUN_GROUP=self.run.study, WANDB_TAGS=tag) if track else {}
         self.process = subprocess.Popen(
             [*self.run.command(runs), *["--track"] * track],

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import tyro
 
-from benchmark.jobs import STEPS_PER_SECOND, Job, continuable, execute
+from benchmark.jobs import STEPS_PER_SECOND, Job, continuable, cores, execute
 from benchmark.runs import check, fail, runs_of, runs_of_all
 from benchmark.studies import STUDIES
 
@@ -70,8 +69,7 @@ def main():
     if args.list:
         return print_list()
     check_flags(args)
-    cores = psutil.cpu_count(logical=False) or 1
-    room, job = lambda: args.jobs or max(1, cores // args.threads), Job
+    room, job = lambda: args.jobs or max(1, cores() // args.threads), Job
     if args.ray:
         from benchmark.cluster import Cluster, ClusterJob
 

@@ -153,9 +153,9 @@ class Run(NamedTuple):
         """The newest folder of this run, a finished one first."""
         # The key holds the environment; a folder's name has its version too where ours has none.
         found, keys = runs.glob(f"*__*__{self.seed}__*"), self.keys
-        mine = [folder for folder in found if key_of_folder(folder) in keys]
-        begun = lambda folder: int(folder.name.rsplit("__", 1)[1])
-        return max(mine, key=lambda x: ((x / "model.pt").exists(), begun(x)), default=None)
+        begun = lambda folder: folder.name.rsplit("__", 1)[1]
+        mine = [x for x in found if key_of_folder(x) in keys and begun(x).isdigit()]  # no copies
+        return max(mine, key=lambda x: ((x / "model.pt").exists(), int(begun(x))), default=None)
 
     def finished(self, runs: Path) -> bool:
         folder = self.folder(runs)
@@ -305,9 +305,18 @@ def failure(run: Run, runs: Path) -> str:
 
 def commit_of(script: Path) -> str:
     """The first commit that had this content of a script, from a copy of it."""
-    blob = subprocess.check_output(["git", "hash-object", script], cwd=ROOT, text=True).strip()
-    log = ["git", "log", "--format=%h", f"--find-object={blob}", "--", f":(glob)**/{script.name}"]
-    return (subprocess.check_output(log, cwd=ROOT, text=True).split() or ["uncommitted"])[-1]
+    blob = git("hash-object", script)
+    found = git("log", "--format=%h", f"--find-object={blob}", "--", f":(glob)**/{script.name}")
+    return (found.split() or ["uncommitted"])[-1]
+
+
+def git(*words: str | Path) -> str:
+    """What git says; nothing where there is none, or no history."""
+    try:
+        said = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+    return said.strip()
 
 
 def versions_of(folder: Path) -> dict[str, str | None]:

@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
@@ -35,8 +34,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmark.jobs import die_with_parent  # noqa: E402
 from benchmark.peers import python_of_peers  # noqa: E402
-from benchmark.runs import RESULTS, ROOT, fail  # noqa: E402
+from benchmark.runs import RESULTS, ROOT, fail, git  # noqa: E402
 from benchmark.speed_parts import floor, memory, row, update  # noqa: E402
 
 try:
@@ -83,6 +83,8 @@ def scripts_beside(args: Args) -> dict[str, list[str]]:
         words = shlex.split(command)
         if not name or len(words) < 2 or not all(map(os.path.isfile, words[:2])):
             fail(f"--beside {text}: must be NAME=PYTHON SCRIPT [FLAGS], the first two files")
+        if name in [*VARIANTS, *scripts]:
+            fail(f"--beside {text}: {name} is measured already, choose another name")
         # They start in another folder. What a link leads to is not the same interpreter.
         scripts[name] = [*map(os.path.abspath, words[:2]), *words[2:]]
     return scripts
@@ -117,6 +119,7 @@ class Trainer:
             stderr=subprocess.STDOUT,
             env=os.environ | gpus | (environ or {}),
             start_new_session=True,
+            preexec_fn=die_with_parent,  # they train without end
         )
         self.count = np.memmap(folder / "count", np.int64, "r")
 
@@ -158,7 +161,7 @@ def whole(args: Args) -> Iterator[dict]:
                 pairs.remove(("environment alone", 2))
                 for key in tqdm(pairs, desc=f"{env_id}: warming up"):
                     (variant, threads), (library, *flags) = key, variants[key[0]]
-                    own = Path(folder, f"{variant}-{threads}")
+                    own = Path(folder, str(len(trainers)))
                     trainers[key] = Trainer(own, library, env_id, threads, flags)
                     trainers[key].wait_for(1500)
                     trainers[key].send(signal.SIGSTOP)
@@ -175,18 +178,18 @@ def whole(args: Args) -> Iterator[dict]:
 def start(args: Args) -> Iterator[dict]:
     """Seconds from the command to the first environment step, and to the first update."""
     cases = {
-        "eager": ["eager", {}],
-        "compiled, first time": ["compiled", {"TORCHINDUCTOR_CACHE_DIR": "new"}],
-        "compiled, again": ["compiled", {}],
-        "SBX": ["SBX", {}],
-        "Stable-Baselines3": ["Stable-Baselines3", {}],
+        "eager": "eager",
+        "compiled, first time": "compiled",
+        "compiled, again": "compiled",
+        "SBX": "SBX",
+        "Stable-Baselines3": "Stable-Baselines3",
     }
     for turn in tqdm(range(args.rounds), desc="starting"):
-        for name, (variant, environ) in cases.items():
-            with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
+            cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
+            for number, (name, variant) in enumerate(cases.items()):
                 library, *flags = VARIANTS[variant]
-                environ = {key: str(Path(folder, value)) for key, value in environ.items()}
-                trainer = Trainer(Path(folder, "run"), library, "Hopper-v4", 2, flags, environ)
+                trainer = Trainer(Path(folder, str(number)), library, "Hopper-v4", 2, flags, cache)
                 try:
                     first, updated = trainer.wait_for(1), trainer.wait_for(110)
                 finally:
@@ -197,15 +200,15 @@ def start(args: Args) -> Iterator[dict]:
                 yield row("start", "Hopper-v4", name, 2, "first updates", turn, updated, "s")
 
 
-def versions() -> dict:
+def versions(args: Args) -> dict:
     """What a figure holds for: commit, packages and hardware."""
-    git = partial(subprocess.check_output, cwd=ROOT, text=True)
-    commit = git(["git", "log", "-1", "--format=%h"]).strip()
-    changed = git(["git", "status", "--porcelain", SCRIPT])
+    commit = git("log", "-1", "--format=%h") or "none"
+    changed = git("status", "--porcelain", SCRIPT)
     peers = (ROOT / "benchmark" / "requirements-peers.txt").read_text().split()
     packages = [f"python {platform.python_version()}", f"torch {version('torch')}"]
     named = ("stable", "sbx", "jax=", "mujoco")
     packages += [line.replace("==", " ") for line in peers if line.startswith(named)]
+    packages += [f"beside `{text}`" for text in args.beside]
     processor = torch.cpu.get_capabilities()["cpu_name"]
     return dict(
         commit=commit + (" and changes" if changed else ""),
@@ -294,14 +297,19 @@ def main():
     path = RESULTS / "speed.csv"
     kept = pd.read_csv(path, keep_default_na=False) if path.exists() else None
     for part in args.parts:
-        about = versions()
+        about = versions(args)
         measured = pd.DataFrame(parts[part](args)).assign(**about)
-        kept = measured if kept is None else pd.concat([kept[kept.part != part], measured])
+        if kept is not None:
+            # Ratios are taken within one measurement, so that no row of an earlier one may stay.
+            again = (kept.part == part) & kept.env_id.isin(measured.env_id)
+            measured = pd.concat([kept[~again], measured])
+        kept = measured
         kept = kept.sort_values("part", key=lambda x: x.map([*parts].index), kind="stable")
         # After each part, so that what is measured is not lost.
         kept.to_csv(path, index=False, float_format="%.5g")
     (RESULTS / "speed.md").write_text(report(kept))
-    draw(kept)
+    if "whole" in kept.part.values:
+        draw(kept)
     print(report(kept))
 
 

@@ -51,7 +51,10 @@ def sizes(env_id: str) -> tuple[int, int]:
 def prepared(
     obs_dim: int, action_dim: int, batch_size: int = 256, critics: int = 2, rows: int = 20_000
 ):
-    """An agent, and its update from random transitions, compiled as in training."""
+    """An agent, and its update from random transitions, compiled as in training but with guards.
+
+    Guards tell apart the several updates of one process, which training does not have.
+    """
     original = sac.Critics
     sac.Critics = partial(original, count=critics)
     try:
@@ -88,9 +91,7 @@ def milliseconds(function, seconds: float = 1.0) -> float:
 
 def settle(threads: int):
     """What a script sets before it trains."""
-    amx = torch.cpu.get_capabilities().get("amx_tile")
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest" if amx else "medium")
+    sac.prepare_machine(sac.Args(threads=threads), torch.device("cpu"))
 
 
 def floor(args) -> Iterator[dict]:

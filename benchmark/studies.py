@@ -322,7 +322,7 @@ STUDIES = {
     "peers": Study(
         {"HalfCheetah-v4": 100_000},
         {
-            "this project": "",
+            "this project": "--no-cuda",
             "Stable-Baselines3": "benchmark/peers.py --library stable-baselines3",
             "SBX": "benchmark/peers.py --library sbx",
         },

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import tyro
 
-from benchmark.jobs import STEPS_PER_SECOND, continuable
+from benchmark.jobs import STEPS_PER_SECOND, continuable, cores
 from benchmark.runs import RESULTS, fail
 from benchmark.studies import BALANCE, CARTPOLES, OFTEN, SWINGUP
 
@@ -69,7 +68,7 @@ class Args:
     space: Annotated[str, tyro.conf.Positional] = ""  # what to search, as --list prints it
     trials: int = 0  # finished trials wanted in all; no more than there are: the results so far
     # trials at a time, each with one run at a time
-    jobs: int = psutil.cpu_count(logical=False) or 1
+    jobs: int = cores()
     threads: int = 1  # CPU threads of each run
     seed: int = 1  # of the sampler
     list: bool = False  # print the spaces, and stop

@@ -280,6 +280,24 @@ def test_a_list_that_nobody_reads_on_ends_in_silence(program):
     assert listing.wait() == -signal.SIGPIPE
 
 
+@pytest.mark.parametrize(
+    ("script", "tracked"), [("sac_dmc.py", True), ("benchmark/peers.py --library sbx", False)]
+)
+def test_only_scripts_that_can_are_tracked(script, tracked, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda command, **_: begun.append(command))
+    job = jobs.Job(runs_of("x", Study({"Pendulum-v1": 60}, {"a": script}, seeds=1))[0])
+    assert job.start(tmp_path / "runs", track=True)
+    assert ("--track" in begun[0]) == tracked
+
+
+@pytest.mark.parametrize(("physical", "allowed", "cores"), [(8, {3}, 1), (2, {0, 1, 2, 3}, 2)])
+def test_no_more_cores_are_taken_than_the_process_may_use(physical, allowed, cores, monkeypatch):
+    monkeypatch.setattr(jobs.psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda _: allowed, raising=False)
+    assert jobs.cores() == cores
+
+
 @pytest.mark.slow
 def test_tracked_runs_carry_study_and_variant(tmp_path):
     study = Study(

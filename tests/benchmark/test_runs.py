@@ -95,6 +95,18 @@ def test_the_newest_folder_is_the_one_begun_last_and_a_finished_one_comes_first(
     assert run.folder(tmp_path) == third
     (second / "model.pt").touch()
     assert run.folder(tmp_path) == second
+    copy = third.with_name(f"{third.name}.bak")
+    copy.mkdir()
+    (copy / "model.pt").touch()
+    assert run.folder(tmp_path) == second
+
+
+def test_without_git_history_a_script_is_uncommitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    (tmp_path / "script.py").touch()
+    assert runs.commit_of(tmp_path / "script.py") == "uncommitted"
+    monkeypatch.setenv("PATH", "")
+    assert runs.commit_of(tmp_path / "script.py") == "uncommitted"
 
 
 def test_a_flag_with_its_default_makes_no_other_run(monkeypatch):

@@ -78,6 +78,31 @@ def test_scripts_beside_that_cannot_be_run_are_refused(text, tmp_path, monkeypat
     assert f"--beside {text}: must be NAME=PYTHON SCRIPT" in capsys.readouterr().err
 
 
+def test_a_name_that_is_measured_already_is_refused(tmp_path, capsys):
+    (tmp_path / "x").touch()
+    command = f"{tmp_path}/x {tmp_path}/x"
+    for beside in ([f"SBX={command}"], [f"A={command}", f"A={command}"]):
+        with pytest.raises(SystemExit):
+            speed.scripts_beside(speed.Args(beside=tuple(beside)))
+        assert "is measured already" in capsys.readouterr().err
+
+
+def test_a_measurement_replaces_the_rows_of_its_environments_alone(tmp_path, monkeypatch):
+    """And where no whole run was measured there is no figure."""
+
+    def memory(env_id, value):
+        return speed.row("memory", env_id, "replay buffer", 0, "", 0, value, "MiB")
+
+    monkeypatch.setattr(speed, "RESULTS", tmp_path)
+    for measured in ([memory("A", 1.0), memory("B", 2.0)], [memory("B", 3.0)]):
+        monkeypatch.setattr(speed, "memory", lambda args, rows=measured: rows)
+        monkeypatch.setattr(sys, "argv", ["speed.py", "--parts", "memory"])
+        speed.main()
+    kept = pd.read_csv(tmp_path / "speed.csv")
+    assert list(zip(kept.env_id, kept.value)) == [("A", 1.0), ("B", 3.0)]
+    assert not (tmp_path / "speed.png").exists()
+
+
 def test_the_floor_counts_the_products_of_the_update():
     """Against a count by hand: forward through actor and critics, and both halves of backward where they are due."""
     obs_dim, action_dim, batch, hidden = 11, 3, 256, 256
