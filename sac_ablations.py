@@ -12,7 +12,7 @@ d = 1 where the task itself ended. Slow copies Q' of the critics make the target
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
     (3)  L_pi    = mean of alpha log pi(a|s) - min_c Q_c(s, a),  a = tanh(mean(s) + std(s) * noise)
-    (4)  L_alpha = log(alpha) (entropy - H),   entropy = mean of -log pi(a|s),   target H = -dim(A)
+    (4)  L_alpha = log(alpha) (entropy - target),  entropy = mean of -log pi(a|s),  target = -dim(A)
     (5)  Q'_c   <- (1 - tau) Q'_c + tau Q_c
 
 No gradient flows into y, into alpha in (3) or into the entropy in (4). It does flow through the
@@ -137,7 +137,7 @@ class Args:
     activation: Literal["ReLU", "Tanh", "ELU", "GELU", "SiLU"] = "ReLU"  # after each hidden layer
     layer_norm: bool = False  # in the critics, before each activation, without a learned gain
     dropout: float = 0.0  # DroQ: probability of dropping a hidden unit of the critics
-    spectral_norm: bool = False  # largest singular value of the critics' hidden weights is 1
+    spectral_norm: bool = False  # largest singular value of the critics' hidden weights is about 1
     value_network: bool = False  # SAC of January 2018: V and its slow copy make the targets
 
     # Variants: reward and data
@@ -145,7 +145,7 @@ class Args:
     random_steps: int = -1  # steps of random actions; -1: as many as --learning-starts
     hold_noise: int = 1  # how often in a row each random action is taken
     truncation_terminates: bool = False  # take time limits for ends of the task
-    combined_replay: bool = False  # CER: each batch holds each environment's newest transition
+    combined_replay: bool = False  # CER: each batch holds the newest rows, one per environment
     prioritized_replay: bool = False  # PER: sample by TD error, weight by importance
     n_step: int = 1  # rewards that a target sums before it bootstraps
 
@@ -171,6 +171,9 @@ class Args:
 
 
 PRESETS = {
+    # The first four are as a blog post tabulates them, "Soft Actor-Critic: Reimplementation and
+    # Experiments". The code of the last of them starts from orthogonal weights, and Stable
+    # Baselines 2 keeps 50,000 transitions and has a value network.
     "haarnoja": "--learning-starts 1000 --no-autotune --reward-scale 5 --q-lr 3e-4",
     "stable-baselines": "--random-steps 0 --learning-starts 100 --buffer-size 500000 "
     "--batch-size 64 --hidden 64 --q-lr 3e-4 --heads separate",
@@ -223,7 +226,7 @@ class ReplayBuffer:
         if self.args.n_step > 1:
             columns += (steps[:, None],)
         if self.args.prioritized_replay:
-            # New transitions get the highest priority so far.
+            # New transitions get the highest priority in the buffer.
             highest = self.rows[: len(self), -1].max().item() if self.count else 1
             columns += (np.full((len(obs), 1), highest),)
         rows = np.concatenate(columns, axis=1, dtype=np.float32)
@@ -243,7 +246,7 @@ class ReplayBuffer:
             for i in range(min(self.args.num_envs, batch_size)):
                 index[i] = (self.count - 1 - i) % len(self.rows)
         if self.args.prioritized_replay:
-            # Importance weights over the largest one, in which size and sum of the buffer cancel.
+            # Importance weights over the batch's largest: size and sum of the buffer cancel.
             progress = self.count * self.args.action_repeat / self.args.total_timesteps
             progress /= 1 + self.args.hindsight
             beta = 0.5 + 0.5 * progress
@@ -448,8 +451,9 @@ class SAC(nn.Module):
         """One gradient step of every network, from noise (1 + policy updates, B, A).
 
         `minimize(loss)` of an Adam, below, moves its own parameters alone: the policy's gradient
-        passes through the critics without changing them. Returns 0-d tensors to log. The critics'
-        squared errors count by `weight` (B,), and next_obs is `steps` (B,) after obs.
+        passes through the critics without changing them. Returns 0-d tensors to log,
+        and with prioritized replay td_error (B,). The critics' squared errors count by `weight`
+        (B,), and next_obs is `steps` (B,) after obs.
         """
         if self.args.normalize_obs:
             obs, next_obs = self.normalize(batch.obs), self.normalize(batch.next_obs)
@@ -1136,6 +1140,9 @@ def make_agent(args: Args, env: gym.Env, device: torch.device, checkpoint: dict 
     if args.matmul_precision == "medium":
         multiply_in_bfloat16(agent.critics)
         multiply_in_bfloat16(agent.target_critics)
+        if args.value_network:
+            multiply_in_bfloat16(agent.value)
+            multiply_in_bfloat16(agent.target_value)
     if checkpoint:
         if fault := fault_of(checkpoint, args) or load_agent(checkpoint, agent):
             refuse(args, fault)

@@ -15,7 +15,7 @@ d = 1 where the task itself ended. Slow copies Q' of the critics make the target
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
     (3)  L_pi    = mean of alpha log pi(a|s) - min_c Q_c(s, a),  a = tanh(mean(s) + std(s) * noise)
-    (4)  L_alpha = log(alpha) (entropy - H),   entropy = mean of -log pi(a|s),   target H = -dim(A)
+    (4)  L_alpha = log(alpha) (entropy - target),  entropy = mean of -log pi(a|s),  target = -dim(A)
     (5)  Q'_c   <- (1 - tau) Q'_c + tau Q_c
 
 No gradient flows into y, into alpha in (3) or into the entropy in (4). It does flow through the

@@ -249,10 +249,14 @@ def same(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FLAGS)
-def test_a_copy_computes_the_bits_of_its_flag(name, parent, tmp_path):
-    copy = checkpoint_of(train(tmp_path / "copy", written(name, tmp_path), SHORT_RUN))
-    flagged = checkpoint_of(train(tmp_path / "flagged", ABLATIONS, f"{SHORT_RUN} {FLAGS[name]}"))
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [*((name, "") for name in FLAGS), ("value_network", " --matmul-precision medium")],
+)
+def test_a_copy_computes_the_bits_of_its_flag(name, more, parent, tmp_path):
+    run = SHORT_RUN + more
+    copy = checkpoint_of(train(tmp_path / "copy", written(name, tmp_path), run))
+    flagged = checkpoint_of(train(tmp_path / "flagged", ABLATIONS, f"{run} {FLAGS[name]}"))
     assert copy["step"] == 300
     assert copy["agent"]["critic_optimizer.steps"] == 200
     if name in UNUSED_BY_THE_COPY:
