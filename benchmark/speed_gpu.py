@@ -3,7 +3,7 @@
     python benchmark/speed_gpu.py    # some four minutes; needs a GPU, eight cores, and quiet
 
 As in benchmark/speed.py, all runs are started once, warmed up and paused, and then take turns.
-Every run has one thread on a core of its own. SBX uses the GPU where .venv-peers has a jax for it
+Every run has one thread on a core of its own. SBX needs a jax for the GPU in .venv-peers
 (pip install "jax[cuda13]"). Results: benchmark/results/speed-gpu.{csv,md}.
 """
 
@@ -26,6 +26,7 @@ from benchmark.speed import (  # noqa: E402
     ROOT,
     SCRIPT,
     Trainer,
+    fail,
     pd,
     spread,
     steps_per_second,
@@ -80,7 +81,8 @@ def start(args: Args, folder: Path, variant: str, number: int, cores: list[int])
     os.sched_setaffinity(0, [cores[place % len(cores)]])  # the trainer inherits them
     try:
         name = f"{variant} {number}".replace(" ", "-")
-        sharing = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else JAX takes the GPU's memory
+        # Else JAX takes the GPU's memory, or where it has no support for one goes on without.
+        sharing = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_PLATFORMS": "cuda"}
         return Trainer(folder / name, script, args.env_id, 1, flags, sharing)
     finally:
         os.sched_setaffinity(0, cores)
@@ -128,8 +130,9 @@ def report(rows: pd.DataFrame, about: str) -> str:
 def main():
     args = tyro.cli(Args, description=__doc__)
     if not torch.cuda.is_available():
-        print("error: PyTorch sees no GPU, so there is nothing to measure", file=sys.stderr)
-        sys.exit(2)
+        fail("PyTorch sees no GPU, so there is nothing to measure")
+    if len(os.sched_getaffinity(0)) < 8:
+        fail("eight runs at a time need eight cores, so that each has its own")
     rows = pd.DataFrame(measure(args))
     processor = f"{os.cpu_count()} cores of {torch.cpu.get_capabilities()['cpu_name']}"
     about = f"{args.env_id}; {torch.cuda.get_device_name()}, {processor}"
