@@ -531,6 +531,43 @@ def numbers_in(cell: str) -> list[float]:
     return [float(number) for number in re.findall(r"[\d.]+", cell)]
 
 
+VARIANTS = {
+    "compiled (default)": "compiled",
+    "`--matmul-precision medium`": "compiled, bfloat16",
+    "`--compile off`": "eager",
+    "SBX (JAX)": "SBX",
+    "LeanRL, compiled": "LeanRL",
+}
+COLUMNS = [(env_id, threads) for env_id in ("Hopper-v4", "Humanoid-v4") for threads in "12"]
+
+
+def test_the_speeds_on_cpus_are_those_measured():
+    speeds = defaultdict(list)
+    with open(ROOT / "benchmark" / "results" / "speed.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["part"] == "whole":
+                speeds[row["variant"], row["env_id"], row["threads"]].append(float(row["value"]))
+    above = f"{SPEED_TITLE[:-1]}: acting, environment and update. Higher is better."
+    table = table_under(ROOT / "docs" / "speed.md", above)
+    told = set()
+    for name, *cells in table:
+        variant, _, other = VARIANTS.get(name, name).partition(" / ")
+        told.add(variant)
+        for cell, column in zip(cells, COLUMNS, strict=True):
+            values = speeds[variant, *column]
+            if other:
+                ratios = [a / b for a, b in zip(values, speeds[other, *column], strict=True)]
+                expected = [np.median(ratios), min(ratios), max(ratios)]
+            else:
+                expected = [np.median(values)]
+            np.testing.assert_allclose(numbers_in(cell), expected, atol=0.0051 if other else 0.51)
+    assert told == {variant for variant, *_ in speeds} - {"environment alone"}
+    two_cores = {VARIANTS.get(name, name): (cells[1], cells[3]) for name, *cells in table}
+    for library, hopper, humanoid, _ in table_under(README, SPEED_TITLE):
+        name = "compiled" if library == "One-File SAC" else VARIANTS.get(library, library)
+        assert (hopper, humanoid) == two_cores[name]
+
+
 def test_the_speeds_on_a_gpu_are_those_measured():
     speeds = defaultdict(list)
     with open(ROOT / "benchmark" / "results" / "speed-gpu.csv", newline="") as file:
@@ -552,5 +589,8 @@ def test_the_speeds_on_a_gpu_are_those_measured():
     libraries = {"One-File SAC": "CUDA graphs", "SBX": "SBX"}
     libraries |= {"Stable-Baselines3": "Stable-Baselines3"}
     for library, *_, speed in table_under(README, SPEED_TITLE):
+        if library in ("CleanRL", "LeanRL, compiled"):
+            assert speed == "not measured"
+            continue
         measured = speeds[f"GPU, {libraries[library]}", "1"]
         assert speed == f"{np.median(measured):.0f}"
