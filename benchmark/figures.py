@@ -72,19 +72,21 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
         else:
             means = points.groupby("step")["return"].mean()
             over_steps.plot(means.index, means, markers[label], color="0.4", label=label)
-    over_steps.set(title=short(env_id), xlabel="environment steps")
-    over_hours.set(title="over time", xlabel="hours of a run")
-    for panel in (over_steps, over_hours):
-        panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.set(ylabel="return, deterministic policy")
-        if "dm_control" in env_id or study.script == "sac_dmc.py":
-            panel.set(ylabel="return (0 to 1000), deterministic policy", ylim=(0, 1050))
+    name_axes(over_steps, study, env_id, title=short(env_id), xlabel="environment steps")
+    name_axes(over_hours, study, env_id, title="over time", xlabel="hours of a run")
     if mine.hours.isna().all():
         over_hours.set(title="hours were not recorded")
         over_hours.set_axis_off()
     ends.set(title="at the end", xlabel="return: runs, their mean, its 95 % interval")
     ends.set_yticks(range(len(places)), places)
     ends.set_ylim(len(places) - 0.5, -0.5)
+
+
+def name_axes(axes, study: Study, env_id: str, **names: str):
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set(ylabel="return, deterministic policy", **names)
+    if "dm_control" in env_id or study.script == "sac_dmc.py":
+        axes.set(ylabel="return (0 to 1000), deterministic policy", ylim=(0, 1050))
 
 
 def add_legend(figure: Figure, columns: int):
@@ -100,6 +102,25 @@ def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
     panels = figure.subplots(len(begun), 3, squeeze=False)
     for axes, env_id in zip(panels, begun):
         draw_environment(axes, study, rows, env_id, reference)
+    add_legend(figure, 3)
+    return figure
+
+
+def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
+    """A panel per environment and a line per run; what is published dashed, or as points."""
+    begun = [env_id for env_id in study.envs if env_id in set(rows.returns.env_id)]
+    figure = Figure(figsize=(5 * len(begun), 4.6), layout="constrained")
+    markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*X^sP")))
+    for axes, env_id in zip(figure.subplots(1, len(begun), squeeze=False)[0], begun):
+        published = reference[reference.env_id == short(env_id)]
+        published = published[published.step <= study.envs[env_id]]
+        for (label, _), run in published.groupby(["label", "seed"]):
+            axes.plot(run.step, run["return"], "--", color="0.7", label=label)
+        for label, means in published[published.seed.isna()].groupby("label"):
+            axes.plot(means.step, means["return"], markers[label], color="0.4", label=label)
+        for _, run in rows.returns[rows.returns.env_id == env_id].groupby("seed"):
+            axes.plot(run.step, run["return"], "C0o-", markersize=4, label="this script")
+        name_axes(axes, study, env_id, title=short(env_id), xlabel="environment steps")
     add_legend(figure, 3)
     return figure
 

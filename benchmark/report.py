@@ -27,7 +27,7 @@ try:
     import pandas as pd
     from rliable import metrics
 
-    from benchmark.figures import draw_diagnostics, draw_returns
+    from benchmark.figures import draw_diagnostics, draw_returns, draw_seeds
     from benchmark.judge import (
         DECIDING,
         NONE_PUBLISHED,
@@ -100,8 +100,8 @@ def tabulate_returns(study: Study, rows: Rows, env_id: str, reference: pd.DataFr
         line = [label, planned, *summarize(x, default if lines else x[:0]), "-", "-"]
         if len(x):
             line[6] = f"{bests[env_id, label].mean():.1f}"
-            speed = pd.Series(speeds[env_id, label]).median()  # of runs that recorded theirs
-            line[7] = "-" if np.isnan(speed) else f"{speed:.0f}"
+            recorded = pd.Series(speeds[env_id, label]).dropna()
+            line[7] = f"{recorded.median():.0f}" if len(recorded) else "-"
         lines.append(line)
     for label, x in published_finals(study, reference, env_id).items():
         lines.append([label, str(len(x)), *summarize(x, default), "-", "-"])
@@ -214,7 +214,10 @@ def write_text(
         parts += text
     else:
         parts += [done, *sources_of(study)]
-    parts += ["## Returns", "![Learning curves, and returns at the end](returns.png)"]
+    parts += ["## Returns"]
+    if len(study.variants) == 1:
+        parts += ["![Each run](seeds.png)"]
+    parts += ["![Learning curves, and returns at the end](returns.png)"]
     for env_id, steps in study.envs.items():
         parts += [f"**{short(env_id)}**, {steps:,} steps:"]
         parts += [tabulate_returns(study, rows, env_id, reference)]
@@ -263,6 +266,8 @@ def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
     try:
         making.mkdir(parents=True)
         draw_returns(study, current, reference).savefig(making / "returns.png", dpi=110)
+        if len(study.variants) == 1:
+            draw_seeds(study, current, reference).savefig(making / "seeds.png", dpi=110)
         if study.diagnostics:
             draw_diagnostics(study, current).savefig(making / "diagnostics.png", dpi=110)
             rows.diagnostics.to_csv(making / "diagnostics.csv", index=False)

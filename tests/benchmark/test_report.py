@@ -480,6 +480,27 @@ def test_no_variant_is_left_out_of_the_figure(here):
     assert [line.get_label() for line in axes.lines] == list(many.variants)
 
 
+def test_a_study_of_one_variant_shows_each_run_and_each_published_one(here, monkeypatch):
+    one = Study({ENV: 1000}, {"default": ""}, seeds=3)
+    rows = synthetic(one)
+    text = f"env_id,algorithm,implementation,steps,mean\n{ENV},SAC,CleanRL,1000,7\n"
+    (here / "means.csv").write_text(text)
+    seeds = published(here / "SBX.csv", [1, 2], last=1000)
+    reference = pd.concat([report.read_reference(here / "means.csv"), seeds])
+    (axes,) = figures.draw_seeds(one, rows, reference).axes
+    drawn = [(line.get_label(), line.get_xydata()[-1].tolist()) for line in axes.lines]
+    ours = [("this script", [1000, end]) for end in judge.finals(one, rows)[ENV, "default"]]
+    theirs = [("SBX, published", [1000, end]) for end in (1, 2)]
+    assert drawn == [*theirs, ("CleanRL, published", [1000, 7]), *ours]
+
+    monkeypatch.setattr(report, "STUDIES", {"x": one})
+    monkeypatch.setattr(runs, "STUDIES", {"x": one})
+    commit(rows)
+    main(monkeypatch, "x")
+    assert (report.RESULTS / "x" / "seeds.png").exists()
+    assert "![Each run](seeds.png)" in (report.RESULTS / "x" / "README.md").read_text()
+
+
 def test_returns_are_drawn_over_hours_too(here):
     rows = synthetic(PLAIN)
     _, over_hours, _ = figures.draw_returns(PLAIN, rows, judge.NONE_PUBLISHED).axes
