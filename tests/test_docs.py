@@ -452,12 +452,13 @@ def test_a_table_has_at_most_six_columns(page):
 
 
 def final_returns(study: str) -> dict[str, list[float]]:
-    """The last evaluation of each seed, by task."""
-    last = {}
+    """The last evaluation of each seed, by task; rows of other versions of the script stand apart."""
+    last, keys = {}, report.keys_of(study, STUDIES[study])
     with open(ROOT / "benchmark" / "results" / study / "returns.csv", newline="") as file:
         for row in csv.DictReader(file):
-            key = (row["env_id"], int(row["seed"]))
-            last[key] = max(last.get(key, (0, 0)), (int(row["step"]), float(row["return"])))
+            run = (row["env_id"], int(row["seed"]))
+            if row["key"] in keys:
+                last[run] = max(last.get(run, (0, 0)), (int(row["step"]), float(row["return"])))
     returns = defaultdict(list)
     for (task, _), (_, value) in sorted(last.items()):
         returns[task].append(value)
