@@ -452,7 +452,7 @@ def test_a_table_has_at_most_six_columns(page):
 
 
 def final_returns(study: str) -> dict[str, list[float]]:
-    """The last evaluation of each seed, by task; rows of other versions of the script stand apart."""
+    """The last evaluation of each seed, by task, of this version of the script."""
     last, keys = {}, report.keys_of(study, STUDIES[study])
     with open(ROOT / "benchmark" / "results" / study / "returns.csv", newline="") as file:
         for row in csv.DictReader(file):
