@@ -91,7 +91,10 @@ def scripts_beside(args: Args) -> dict[str, list[str]]:
 
 
 class Trainer:
-    """A training process that counts its environment steps, and runs only while it is measured."""
+    """A training process that counts its environment steps, and runs only while it is measured.
+
+    `library` is a script of ours, a package, or the interpreter of a script that begins `flags`.
+    """
 
     def __init__(
         self, folder: Path, library: str, env_id: str, threads: int, flags=(), environ=None
@@ -102,8 +105,9 @@ class Trainer:
             own = [*FLAGS, "--eval-frequency", "0", "--threads", str(threads)]
         elif library in get_args(Package):
             python = python_of_peers()
-        else:  # the interpreter of someone else's script
-            python, (library, *flags) = library, flags
+        else:
+            python = library
+            library, *flags = flags
             own = FLAGS
         folder.mkdir()
         (folder / "count").write_bytes(bytes(8))
@@ -152,19 +156,20 @@ def steps_per_second(trainers: list[Trainer], seconds: float) -> float:
 
 def whole(args: Args) -> Iterator[dict]:
     """Environment steps per second of whole training runs."""
+    variants = VARIANTS | scripts_beside(args)
+    pairs = [(variant, threads) for variant in variants for threads in (1, 2)]
+    pairs.remove(("environment alone", 2))
     for env_id in args.env_ids:
         with tempfile.TemporaryDirectory() as folder:
             trainers = {}
             try:
-                variants = VARIANTS | scripts_beside(args)
-                pairs = [(variant, n) for variant in variants for n in (1, 2)]
-                pairs.remove(("environment alone", 2))
-                for key in tqdm(pairs, desc=f"{env_id}: warming up"):
-                    (variant, threads), (library, *flags) = key, variants[key[0]]
-                    own = Path(folder, str(len(trainers)))
-                    trainers[key] = Trainer(own, library, env_id, threads, flags)
-                    trainers[key].wait_for(1500)
-                    trainers[key].send(signal.SIGSTOP)
+                for variant, threads in tqdm(pairs, desc=f"{env_id}: warming up"):
+                    library, *flags = variants[variant]
+                    place = Path(folder, str(len(trainers)))
+                    trainer = Trainer(place, library, env_id, threads, flags)
+                    trainers[variant, threads] = trainer
+                    trainer.wait_for(1500)
+                    trainer.send(signal.SIGSTOP)
                 for turn in tqdm(range(args.rounds), desc=f"{env_id}: measuring"):
                     for (variant, threads), trainer in trainers.items():
                         value = steps_per_second([trainer], args.seconds)
@@ -177,18 +182,12 @@ def whole(args: Args) -> Iterator[dict]:
 
 def start(args: Args) -> Iterator[dict]:
     """Seconds from the command to the first environment step, and to the first update."""
-    cases = {
-        "eager": "eager",
-        "compiled, first time": "compiled",
-        "compiled, again": "compiled",
-        "SBX": "SBX",
-        "Stable-Baselines3": "Stable-Baselines3",
-    }
+    cases = ["eager", "compiled, first time", "compiled, again", "SBX", "Stable-Baselines3"]
     for turn in tqdm(range(args.rounds), desc="starting"):
         with tempfile.TemporaryDirectory() as folder:
             cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
-            for number, (name, variant) in enumerate(cases.items()):
-                library, *flags = VARIANTS[variant]
+            for number, name in enumerate(cases):
+                library, *flags = VARIANTS[name.partition(",")[0]]
                 trainer = Trainer(Path(folder, str(number)), library, "Hopper-v4", 2, flags, cache)
                 try:
                     first, updated = trainer.wait_for(1), trainer.wait_for(110)
@@ -240,7 +239,7 @@ def report(rows: pd.DataFrame) -> str:
     ]
     for env_id, of in rows[rows.part == "whole"].groupby("env_id", sort=False):
         cells = of.groupby(["variant", "threads"]).value.apply(spread)
-        names = list(of.variant.unique())
+        names = of.variant.unique()
         lines = [[name, *(cells.get((name, n), "") for n in (1, 2))] for name in names]
         others = [name for name in names if name not in [*OURS, "environment alone"]]
         for pair in itertools.product(OURS[:2], others):
