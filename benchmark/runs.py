@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import logging
 import re
 import shlex
 import statistics
@@ -248,6 +249,7 @@ class Records:
 
     def read(self) -> dict[str, list[tuple[int, float]]]:
         """Steps and values by key."""
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run is no warning
         try:
             tags = self.events.Reload().Tags()["scalars"]
         except DirectoryDeletedError:  # a script that ends before its first checkpoint does so

@@ -1,9 +1,11 @@
 """benchmark.runs, benchmark.studies: what a run is known by, and which studies can be run and judged."""
 
 import json
+import logging
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from benchmark import runs
 from benchmark.runs import runs_of
@@ -99,6 +101,20 @@ def test_the_newest_folder_is_the_one_begun_last_and_a_finished_one_comes_first(
     copy.mkdir()
     (copy / "model.pt").touch()
     assert run.folder(tmp_path) == second
+
+
+def test_a_resumed_run_is_read_without_a_warning(tmp_path, caplog):
+    """Its later records go: it goes on from a checkpoint before them."""
+    logging.getLogger("tensorboard").setLevel(logging.NOTSET)
+    with SummaryWriter(tmp_path) as writer:
+        for step in (100, 200, 300):
+            writer.add_scalar("charts/SPS", 1, step)
+    records = runs.Records(tmp_path)
+    assert len(records.read()["charts/SPS"]) == 3
+    with SummaryWriter(tmp_path, purge_step=200, filename_suffix=".resumed") as writer:
+        writer.add_scalar("charts/SPS", 2, 200)
+    assert records.read()["charts/SPS"] == [(100, 1), (200, 2)]
+    assert not caplog.records
 
 
 def test_without_git_history_a_script_is_uncommitted(tmp_path, monkeypatch):
