@@ -264,19 +264,22 @@ def report(rows: pd.DataFrame) -> str:
 
 def draw(rows: pd.DataFrame):
     """A bar per variant, thread count and environment, with the range of the rounds."""
-    whole = rows[rows.part == "whole"]
+    whole = rows[(rows.part == "whole") & (rows.variant != "environment alone")]
     table = whole.groupby(["env_id", "variant", "threads"]).value.agg(["median", "min", "max"])
     env_ids = list(whole.env_id.unique())
-    names = [name for name in whole.variant.unique() if name != "environment alone"]
-    figure = Figure(figsize=(1.1 * len(names) * len(env_ids), 4), layout="constrained")
+    # Not every environment need be measured beside the same scripts.
+    variants = whole.groupby("env_id", sort=False).variant.unique()
+    width = 1.1 * variants.map(len).sum()
+    figure = Figure(figsize=(width, 4), layout="constrained")
     for axes, env_id in zip(np.atleast_1d(figure.subplots(1, len(env_ids))), env_ids):
+        names = variants[env_id]
         for threads, color, hatch in ((1, "0.75", ""), (2, "C0", "//")):
             values = [table.loc[env_id, name, threads] for name in names]
             places = np.arange(len(names)) + 0.2 * (2 * threads - 3)
             spread = [[m - a for m, a, _ in values], [b - m for m, _, b in values]]
             label = f"{threads} thread{'s' * (threads > 1)} on {threads} core{'s' * (threads > 1)}"
             style = dict(color=color, hatch=hatch, edgecolor="k", label=label)
-            bars = axes.bar(places, [v[0] for v in values], 0.38, yerr=spread, **style)
+            bars = axes.bar(places, [median for median, *_ in values], 0.38, yerr=spread, **style)
             axes.bar_label(bars, fmt="%.0f", padding=3)
         owners = ["this script,\n" * (name in OURS) for name in names]
         broken = [name.replace(", ", ",\n").replace("-", "-\n") for name in names]

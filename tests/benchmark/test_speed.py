@@ -60,6 +60,20 @@ def test_the_report_compares_with_scripts_beside():
     assert "/ environment alone" not in text
 
 
+def test_the_figure_shows_each_environment_with_what_was_measured_there(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(speed.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    measured = []
+    for env_id, other in (("Hopper-v4", "CleanRL"), ("Humanoid-v4", "LeanRL")):
+        for threads in (1, 2):
+            measured += rows("compiled", threads, [300], env_id) + rows(other, threads, [9], env_id)
+        measured += rows("environment alone", 1, [9000], env_id)
+    speed.draw(pd.DataFrame(measured))
+    shown = [[label.get_text() for label in axes.get_xticklabels()] for axes in figures[0].axes]
+    ours = "this script,\ncompiled"
+    assert shown == [[ours, "CleanRL"], [ours, "LeanRL"]]
+
+
 def test_scripts_beside_are_found_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "python").symlink_to(sys.executable)  # as in a virtual environment
     (tmp_path / "sac.py").touch()
