@@ -291,6 +291,7 @@ class Adam(nn.Module):
     def __init__(self, parameters, lr: float):
         super().__init__()
         self.moved = list(parameters)  # a plain list: these parameters belong to the network
+        # Once compiled, a number is a constant: to schedule it, make it a buffer and fill that.
         self.lr = lr
         # The moments are parameters only so that state_dict() has them.
         self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
@@ -300,7 +301,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
-        """One step down the gradient of `loss` in these parameters alone."""
+        """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
         gradients = torch.autograd.grad(loss, self.moved)
         self.steps += 1
         step_size = self.lr / (1 - beta1**self.steps)
@@ -321,7 +322,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     buffer = make_buffer(args, agent, checkpoint)
     step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, random)
     logger = Logger(args, folder, step)
-    threads = Threads(args.threads)
+    threads = Threads(args.threads, agent.log_alpha.device)
     # learn(index, noise) is agent.update(buffer[index], noise), act is agent.act; maybe compiled.
     learn, act = compile_update(args, agent, buffer)
     if checkpoint is None:
@@ -390,7 +391,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     returns = np.zeros(args.eval_episodes)
     success = np.full(args.eval_episodes, np.nan)
     running = np.ones(args.eval_episodes, dtype=bool)
-    for _ in range(10_000):
+    for _ in range(10_000 // steps_per_action(args)):
         if stochastic:
             noise = normal_noise(noise.shape, random)
         obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
@@ -442,6 +443,9 @@ def main():
 # Environments -------------------------------------------------------------------------------------
 
 FIXED_FLAGS = ["env_id", "buffer_size"]  # a resumed run must keep them
+# A resumed run computes the same bits whatever these are.
+WATCHING_FLAGS = ["eval_frequency", "eval_episodes", "log_frequency", "capture_video", "exp_name"]
+WATCHING_FLAGS += ["track", "wandb_project_name", "wandb_entity"]
 RETURN_LABEL = "return of an episode"
 
 
@@ -470,8 +474,11 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         wanted = "SAC needs continuous actions (a float Box) with finite bounds"
         fail(f"--env-id {args.env_id}: {wanted}, not {box}")
     env = rescale_actions(env)
-    # Flattening copies, which flat observations need as well: some environments reuse their arrays.
-    env = gym.wrappers.FlattenObservation(env)
+    try:
+        # Flattening copies, which flat observations need too: some environments reuse their arrays.
+        env = gym.wrappers.FlattenObservation(env)
+    except Exception as error:  # of a space that Gymnasium does not know, or that is empty
+        fail(f"--env-id {args.env_id}: {in_one_line(error)}")
     for space in (env.observation_space, env.action_space):
         if not isinstance(space, gym.spaces.Box) or space.shape == (0,):
             fail(f"--env-id {args.env_id}: SAC needs vectors of one number or more, not {space}")
@@ -484,6 +491,11 @@ def full_name(args: Args, env: gym.Env) -> str:
     if name != env.spec.id:
         print(f"--env-id {args.env_id}: {env.spec.id} is the newest version")
     return module + colon + env.spec.id
+
+
+def episode_limit(args: Args, env: gym.Env) -> int | None:
+    """Steps after which an episode is cut; None: never, or unknown."""
+    return env.spec.max_episode_steps if env.spec else None
 
 
 def record_first_episode(env: gym.Env, video: Path) -> gym.Env:
@@ -543,8 +555,7 @@ def start_envs(args: Args, step: int) -> tuple[gym.vector.VectorEnv, np.ndarray,
     """The environments from `step` to the next checkpoint, and their first observations."""
     makers = [lambda: make_env(args) for _ in range(args.num_envs)]
     envs, obs = make_vector_env(makers, seed=(args.seed, step, 0))
-    steps_per_action = steps_per_round(args) // args.num_envs  # 1 but where actions are repeated
-    return envs, obs, Episodes(args.num_envs, steps_per_action)
+    return envs, obs, Episodes(args.num_envs, steps_per_action(args))
 
 
 def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
@@ -552,12 +563,18 @@ def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
     final = info.get("final_info", {})
     if "is_success" not in final:
         return np.full(ended.sum(), np.nan)
-    return np.where(final["_is_success"], final["is_success"].astype(float), np.nan)[ended]
+    success = final["is_success"].astype(float).reshape(len(ended))  # some say (1,), not ()
+    return np.where(final["_is_success"], success, np.nan)[ended]
 
 
 def steps_per_round(args: Args) -> int:
     """Environment steps in one round of the training loop."""
     return args.num_envs
+
+
+def steps_per_action(args: Args) -> int:
+    """1, but where actions are repeated."""
+    return steps_per_round(args) // args.num_envs
 
 
 def uniform_actions(shape: tuple[int, ...], random: torch.Generator) -> np.ndarray:
@@ -845,8 +862,8 @@ class Logger:
 
     def show_progress(self, speed: float, step: int):
         total = self.args.total_timesteps
-        if step <= self.args.learning_starts:  # random steps are faster: no estimate from them
-            status = [f"random actions until step {self.args.learning_starts:,}"]
+        if step <= self.args.learning_starts:  # no estimate: these steps are faster
+            status = [f"learning starts at step {self.args.learning_starts:,}"]
         else:
             left = time_left((total - step) / speed)
             status = [f"{speed:.0f} steps/s", f"{left} left"]
@@ -893,8 +910,8 @@ def start_wandb(args: Args, folder: Path):
         run = wandb.init(
             project=args.wandb_project_name,
             entity=args.wandb_entity,
-            name=folder.name,
-            id=folder.name,
+            name=folder.resolve().name,
+            id=folder.resolve().name,
             resume="allow",
             dir=folder.resolve(),
             config=asdict(args),
@@ -940,7 +957,7 @@ def plot_learning_curve(folder: Path):
     for key in sorted(records.keys() & {"charts/episodic_return", "eval/episodic_return"}):
         axes.plot(*records[key], ".-", label=key)
         axes.legend()
-    axes.set(title=folder.name, xlabel="environment steps", ylabel=RETURN_LABEL)
+    axes.set(title=folder.resolve().name, xlabel="environment steps", ylabel=RETURN_LABEL)
     axes.figure.savefig(folder / "learning_curve.png", dpi=120)
 
 
@@ -952,11 +969,15 @@ def print_resume(args: Args, checkpoint: dict, changed: list[str]):
         print(f"already finished ({step:,} of {total:,} steps); {longer}")
     else:
         print(f"resuming at step {step:,}")
+    changed = [key for key in changed if key not in WATCHING_FLAGS]
     if checkpoint["versions"] != versions():
-        changed = [*changed, "versions"]
+        changed.append("versions")
+    copied = args.resume / Path(__file__).name
+    if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
+        changed.append("script")
     if changed:
         what = ", ".join(sorted(changed))
-        result = "the result will not be bit-identical to an uninterrupted run"
+        result = "the result may not be bit-identical to an uninterrupted run"
         print(f"warning: {what} changed: {result}", file=sys.stderr)
 
 
@@ -1161,7 +1182,7 @@ def must_not_exceed(args: Args, key: str, limit: str):
 def check_episodes(args: Args, env: gym.Env):
     """Warn where checkpoints, which restart the environments, come before episodes can end."""
     steps_apart = args.checkpoint_frequency // args.num_envs
-    limit = env.spec.max_episode_steps if env.spec else None
+    limit = episode_limit(args, env)
     if limit and steps_apart < min(limit, args.total_timesteps // args.num_envs):
         cut = f"cuts episodes of up to {limit} steps after {steps_apart}: raise it"
         print(f"warning: --checkpoint-frequency {args.checkpoint_frequency} {cut}", file=sys.stderr)
@@ -1181,7 +1202,8 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
         if needed > free:
             fail(f"{flag(key)} takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free: lower it")
     shapes = f"observations ({obs_dim},), actions ({action_dim},)"
-    print(f"{args.env_id} on {device}: {shapes}, replay buffer up to {replay / 1e6:.1f} MB")
+    buffer = "" if args.evaluate else f", replay buffer up to {replay / 1e6:.1f} MB"
+    print(f"{args.env_id} on {device}: {shapes}{buffer}")
 
 
 def check_wandb(args: Args):
@@ -1242,10 +1264,10 @@ def prepare_machine(args: Args, device: torch.device):
 def multiply_in_bfloat16(critics: Critics):
     """Hidden layers multiply in bfloat16, which is faster; the weights stay float32."""
 
-    def linear(x: torch.Tensor, layer: int) -> torch.Tensor:
-        return x.bfloat16() @ critics.weights[layer].bfloat16() + critics.biases[layer]
+    def linear(self: Critics, x: torch.Tensor, layer: int) -> torch.Tensor:
+        return x.bfloat16() @ self.weights[layer].bfloat16() + self.biases[layer]
 
-    critics.linear = linear
+    critics.linear = linear.__get__(critics)  # bound: a deep copy has its own weights
 
 
 def choose_compilation(args: Args, device: torch.device):
@@ -1258,10 +1280,10 @@ def choose_compilation(args: Args, device: torch.device):
     keep_compiled_code()
     try:
         torch.compile(lambda x: x + 1)(torch.ones(64, device=device))
-    except Exception:  # no compiler, no Python headers, no Triton: each says so in its own way
+    except Exception as error:  # no compiler, no Python headers, no Triton, a full disk
         slower = "training goes on uncompiled, which is slower and rounds differently"
         compiler = "C++ compiler" if device.type == "cpu" else "Triton"
-        print(f"no working {compiler}: {slower}", flush=True)
+        print(f"no working {compiler}: {slower} ({in_one_line(error)})", flush=True)
         args.compile = "off"
 
 
@@ -1308,8 +1330,9 @@ class Threads:
     tests/test_compile.py holds.
     """
 
-    def __init__(self, wanted: int):
+    def __init__(self, wanted: int, device: torch.device):
         self.wanted = wanted
+        self.compute = device.type == "cpu"  # else they only wait for the GPU
         self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
 
     def reset(self):
@@ -1322,7 +1345,7 @@ class Threads:
 
     def give_way(self):
         """Go down to one thread if the last seconds were spent in waiting for a core."""
-        if torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
+        if not self.compute or torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
             return
         displacements = psutil.Process().num_ctx_switches().involuntary
         now = (time.time(), time.process_time(), displacements)

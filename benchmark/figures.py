@@ -56,7 +56,7 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
         table = mine[mine.variant == label]
         runs = table.pivot(index="step", columns="seed", values="return").dropna()
         if len(runs):
-            hours = table.groupby("step").hours.mean()[runs.index]
+            hours = table.groupby("step").hours.median()[runs.index]  # one may have had to wait
             draw_variant(axes, places.index(label), runs, hours, style, label)
     markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*X^sP")))
     published = reference[reference.env_id == short(env_id)]
@@ -116,17 +116,22 @@ def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
         published = published[published.step <= study.envs[env_id]]
         for (label, _), run in published.groupby(["label", "seed"]):
             axes.plot(run.step, run["return"], "--", color="0.7", label=label)
-        for label, means in published[published.seed.isna()].groupby("label"):
-            axes.plot(means.step, means["return"], markers[label], color="0.4", label=label)
-        for _, run in rows.returns[rows.returns.env_id == env_id].groupby("seed"):
-            axes.plot(run.step, run["return"], "C0o-", markersize=4, label="this script")
+        steps = study.envs[env_id]
+        for i, (label, means) in enumerate(published[published.seed.isna()].groupby("label")):
+            # Beside our last evaluations, which would hide them.
+            places = means.step.where(means.step < steps, steps * (1.05 + 0.05 * i))
+            axes.plot(places, means["return"], markers[label], color="0.4", label=label)
+        mine = rows.returns[rows.returns.env_id == env_id].groupby("seed")
+        for (seed, run), style in zip(mine, STYLES):
+            style = style | dict(linestyle="-", label=f"this script, seed {seed}")
+            axes.plot(run.step, run["return"], **style)
         name_axes(axes, study, env_id, title=short(env_id), xlabel="environment steps")
     add_legend(figure, 3)
     return figure
 
 
 def draw_diagnostics(study: Study, rows: Rows) -> Figure:
-    """What to look at when learning diverges: a panel per record, a line per run."""
+    """What to look at when learning diverges: a panel per record."""
     first = "return, deterministic policy"
     returns = rows.returns.rename(columns={"return": "value"}).assign(record=first)
     table = pd.concat([returns, rows.diagnostics.replace({"record": DIAGNOSTICS})])
@@ -145,10 +150,15 @@ def draw_diagnostics(study: Study, rows: Rows) -> Figure:
 
 
 def draw_record(axes, study: Study, table: pd.DataFrame, env_id: str, record: str):
-    for label, style in zip(study.variants, itertools.cycle(STYLES)):
-        mine = table[(table.env_id == env_id) & (table.variant == label)]
+    """A style per variant, or per seed where there is one variant alone."""
+    table = table[table.env_id == env_id].assign(label=table.variant)
+    names = study.variants
+    if len(names) == 1:
+        table = table.assign(label="seed " + table.seed.astype(str))
+        names = sorted(table.label.unique())
+    for label, style in zip(names, itertools.cycle(STYLES)):
         style = style | dict(markersize=2, linewidth=1, label=label)
-        for _, run in mine.groupby("seed"):
+        for _, run in table[table.label == label].groupby("seed"):
             axes.plot(run.step, run.value.astype(float), **style)
     axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
     axes.xaxis.set_major_locator(MaxNLocator(5))

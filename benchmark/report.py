@@ -56,13 +56,14 @@ HOW_JUDGED = (
 )
 HOW_MEASURED = (
     "Returns are means of the deterministic policy's last evaluation; IQM: mean of the middle "
-    "half of the runs; better than: probability that a run beats one of that variant; best "
-    "evaluation: the highest of each run, of whichever step. "
+    "half of the runs, of up to three runs the mean; better than: probability that a run beats "
+    "one of that variant; best evaluation: the highest of each run, of whichever step. "
     "Intervals are rliable's stratified bootstrap over runs, {repetitions:,} repetitions; "
-    "with few runs they tend to be too narrow. Bands in the figure: 95 % intervals of the "
-    "mean. steps/s: median over the records of a run, then over runs; it varies with what "
-    "else the machine did. Hours are those of the runs; where rows have them for whole runs "
-    "alone, they are in proportion to the steps."
+    "they are too narrow: of normal returns they hold the true mean in 75 % of all cases with "
+    "three runs, in 83 % with five, in 90 % with ten. Bands in the figure: 95 % intervals of the "
+    "mean; hours: medians over the runs, where rows have them for whole runs alone in proportion "
+    "to the steps. steps/s: median over the records of a run, then over runs; it varies with what "
+    "else the machine did."
 )
 
 
@@ -169,7 +170,7 @@ def write_verdict(study: Study, rows: Rows, done: str) -> tuple[list[str], str]:
             by_t = f"{bounds(*one.t_interval)} {one.t_verdict}"
             cells = [f"{one.difference:.1f} {bounds(*one.interval)}", one.verdict, by_t]
         lines.append([describe(one.rule), *cells])
-    head = ["rule, fixed before the first run", "difference of means, 95 % interval", "verdict"]
+    head = ["rule, fixed before these runs", "difference of means, 95 % interval", "verdict"]
     table = tabulate([*head, "by Student's t"], lines)
     text = [f"**Verdict: {summary}.** {done}", study.note, *sources_of(study), table]
     return [*text, HOW_JUDGED.format(deciding=DECIDING)], summary

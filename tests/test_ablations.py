@@ -609,6 +609,20 @@ def test_a_fixed_temperature_stays_and_has_no_loss():
     assert not any("alpha_optimizer" in name for name in agent.state_dict())
 
 
+def test_metrics_of_an_update_are_not_overwritten_by_the_next_one():
+    """A captured graph puts its results in the same place at each call."""
+    place = torch.zeros(())
+    agent = SimpleNamespace(action_dim=ACTION)
+    buffer = SimpleNamespace(sample=lambda *_: None)
+
+    def learn(*_):
+        return {"losses/actor_loss": place.add_(1)}
+
+    common = (sac.Args(), agent, buffer, torch.Generator(), learn)
+    first, second = (sac.learn_once(*common, update) for update in (0, 1))
+    assert (first["losses/actor_loss"], second["losses/actor_loss"]) == (1, 2)
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.2, 3.0])
 def test_learning_of_the_temperature_starts_at_alpha(alpha):
     agent = make_agent(alpha=alpha)

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from helpers import load, only_run, same, saved_args
+from helpers import is_same, load, only_run, same, saved_args
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
@@ -203,6 +203,18 @@ def test_a_second_run_in_a_process_is_not_taken_for_the_first(sac, traced):
         assert agent.critic_optimizer.steps == 1
 
 
+def test_a_copy_that_computes_in_bfloat16_has_its_own_weights(sac):
+    agent, _ = make_agent(sac, matmul_precision="medium")
+    batch = filled_buffer(sac)[torch.arange(8)]
+    copied = deepcopy(agent)
+    before = copied.critics(batch.obs, batch.action)
+    with torch.no_grad():
+        for weight in agent.critics.weights:
+            weight.zero_()
+    same(copied.critics(batch.obs, batch.action), before)
+    assert not is_same(agent.critics(batch.obs, batch.action), before)
+
+
 def gone(before, agent):
     """How far each parameter went."""
     return [(b - a).detach() for a, b in zip(before.parameters(), agent.parameters())]
@@ -298,7 +310,7 @@ def test_graphs_of_another_number_of_threads_are_forgotten(sac, traced):
     options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     double = torch.compile(lambda x: 2 * x, options=options)
     torch.set_num_threads(2)
-    threads = sac.Threads(2)
+    threads = sac.Threads(2, torch.device("cpu"))
     numbers = []
     for number in (2, 1, 1, 2):
         threads.use(number)
@@ -315,6 +327,18 @@ class Crowded:
     def num_ctx_switches(self):
         Crowded.looks += 1
         return SimpleNamespace(voluntary=0, involuntary=10**6 * Crowded.looks)
+
+
+@pytest.mark.parametrize("kind, left", [("cpu", 1), ("cuda", 2)])
+def test_threads_that_only_wait_for_a_gpu_do_not_give_way(sac, kind, left, monkeypatch):
+    clock = itertools.count(step=2.1)
+    monkeypatch.setattr(sac.time, "time", lambda: next(clock))
+    monkeypatch.setattr(psutil, "Process", Crowded)
+    torch.set_num_threads(2)
+    threads = sac.Threads(2, torch.device(kind))
+    threads.give_way()
+    threads.give_way()
+    assert torch.get_num_threads() == left
 
 
 class Quiet:
@@ -435,13 +459,15 @@ def test_long_runs_compile_on_a_gpu_too(sac, kind, steps, choice, monkeypatch):
 @pytest.mark.parametrize("kind, lacking", [("cpu", "C++ compiler"), ("cuda", "Triton")])
 def test_what_compilation_lacks_is_named(sac, kind, lacking, monkeypatch, capsys):
     def compile(function):
-        raise RuntimeError
+        raise RuntimeError("it lacks a header")
 
     monkeypatch.setattr(sac.torch, "compile", compile)
     args = sac.Args(compile="on")
     sac.choose_compilation(args, torch.device(kind))
     assert args.compile == "off"
-    assert f"no working {lacking}: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"no working {lacking}: " in said
+    assert said.endswith(" (it lacks a header)\n")
 
 
 # The folder of compiled code ----------------------------------------------------------------------

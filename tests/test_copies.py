@@ -21,6 +21,7 @@ MAY_DIFFER = {
         "steps_per_round",
         "make_env",
         "full_name",
+        "episode_limit",
         "check_flags",
         # Only in the parent.
         "hint",

@@ -3,6 +3,7 @@
 Exact resume is tested in test_resume.py.
 """
 
+import math
 import os
 import re
 
@@ -122,6 +123,18 @@ def test_counts_with_action_repeat_are_simulator_steps(tmp_path):
     assert state["step"] == 2400
     assert len(state["rows"]) == 600
     assert state["agent"]["critic_optimizer.steps"] == (2400 - 120) / 4  # one update per action
+
+
+@pytest.mark.parametrize("name, cut", [("walker-walk", True), ("lqr-lqr_2_1", False)])
+def test_checkpoints_that_come_before_an_episode_can_end_are_warned_of(name, cut, capsys):
+    env = make(name)
+    assert math.isfinite(env.unwrapped._env._step_limit) == cut
+    flags = dict(env_id=name, checkpoint_frequency=999, action_repeat=3)
+    sac_dmc.check_episodes(sac_dmc.Args(**flags), env)
+    said = capsys.readouterr().err
+    assert said.startswith("warning: --checkpoint-frequency 999 cuts episodes") == cut
+    sac_dmc.check_episodes(sac_dmc.Args(**flags | dict(checkpoint_frequency=1000)), env)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

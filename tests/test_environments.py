@@ -7,7 +7,7 @@ from copy import deepcopy
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from helpers import BOUNDS, SPACES, Counting, journal, made_columns, register
 
 pytestmark = pytest.mark.usefixtures("gymnasium_only")
@@ -169,6 +169,29 @@ def test_bounds_too_wide_to_scale_are_refused(sac, dtype, bound, capsys):
     with pytest.raises(SystemExit, match="2"):
         make_env(sac, env_id)
     assert "finite bounds" in capsys.readouterr().err
+
+
+class Unflat(Counting):
+    """Its observations are of a space that cannot be flattened."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.observation_space = space
+
+
+class OwnSpace(gym.Space):
+    """A space that Gymnasium does not know."""
+
+
+@own_make_env
+@pytest.mark.parametrize("space", [OwnSpace(), Dict()], ids=["own", "empty"])
+def test_observations_that_cannot_be_flattened_are_refused(sac, space, capsys):
+    env_id = register("Unflat", Unflat, space=space)
+    with pytest.raises(SystemExit, match="2"):
+        make_env(sac, env_id)
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --env-id {env_id}: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("n_envs", [1, 4])

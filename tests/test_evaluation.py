@@ -88,6 +88,14 @@ def test_endless_episodes_are_cut(sac):
     assert list(returns) == [sum(m.reward for m in journal.made)]
 
 
+@pytest.mark.slow
+@pytest.mark.only("sac_ablations")
+def test_endless_episodes_of_held_actions_are_cut_at_the_same_step(sac):
+    flags = dict(eval_episodes=1, action_repeat=4)
+    sac.evaluate(*new_agent(sac, "Counting-plain-actions-v0", **flags), step=0)
+    assert len(journal.made) == 10_000
+
+
 TRAINING = dict(learning_starts=70, eval_episodes=2, num_envs=2)
 
 
@@ -143,6 +151,21 @@ def test_success_is_what_the_environment_says_at_the_end_of_the_first_episode(sa
     _, success = sac.evaluate(*new_agent(sac, JUDGED, eval_episodes=9), step=0)
     expected = [np.nan if i % 4 == 3 else float(i % 3 == 0) for i in range(1, 10)]
     np.testing.assert_array_equal(success, expected)  # instance 0 showed its spaces
+
+
+class JudgedInArrays(Judged):
+    """Says it in an array (1,)."""
+
+    def step(self, action):
+        *transition, info = super().step(action)
+        return *transition, {key: np.array([value]) for key, value in info.items()}
+
+
+def test_success_may_be_an_array_of_one_number(sac):
+    env_id = register("JudgedInArrays", JudgedInArrays, lengths=(7, 2, 2, 2, 2))
+    _, success = sac.evaluate(*new_agent(sac, env_id, eval_episodes=9), step=0)
+    expected = [np.nan if i % 4 == 3 else float(i % 3 == 0) for i in range(1, 10)]
+    np.testing.assert_array_equal(success, expected)
 
 
 def test_an_environment_that_does_not_speak_of_success_has_none(sac):

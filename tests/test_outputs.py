@@ -477,11 +477,11 @@ def test_progress_in_a_file_is_a_line_at_each_log(case, recorded):
     assert "\r" not in recorded.out
 
 
-def test_random_actions_are_said_to_be_such(case, recorded):
+def test_progress_says_when_learning_starts(case, recorded):
     first, *rest = lines_of_progress(recorded.out).values()
-    assert first.startswith(f"random actions until step {100 * case.scale:,}")
+    assert first.startswith(f"learning starts at step {100 * case.scale:,}")
     assert len(rest) == 5
-    assert not any("random" in line for line in rest)
+    assert not any("learning starts" in line for line in rest)
 
 
 def test_progress_tells_speed_time_left_and_returns(case, recorded, scalars):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import is_same, load, only_run, run_forked, same, saved_args
+from matplotlib.axes import Axes
 
 FLAGS = "--total-timesteps 300 --learning-starts 120 --batch-size 16 --checkpoint-frequency 60 "
 FLAGS += "--log-frequency 20 --eval-frequency 100 --eval-episodes 2 --threads 1"
@@ -250,6 +251,31 @@ def test_a_resume_names_every_flag_that_changed(sac, finished):
     saved = saved_args(only_run(finished))
     assert saved["gamma"] == 0.9
     assert saved["batch_size"] == 8
+
+
+def test_flags_that_only_watch_change_no_bits_and_need_no_warning(sac, finished):
+    flags = "--eval-frequency 0 --eval-episodes 3 --log-frequency 7 --exp-name other"
+    ended = resume(sac, finished, flags)
+    assert ended.code == 0, ended.err
+    assert "changed" not in ended.err
+    assert saved_args(only_run(finished))["eval_episodes"] == 3
+
+
+@pytest.mark.parametrize("edit", [lambda path: path.write_text("# edited\n"), Path.unlink])
+def test_a_resume_by_another_script_warns(sac, finished, edit):
+    edit(only_run(finished) / f"{sac.__name__}.py")
+    ended = resume(sac, finished)
+    assert ended.code == 0, ended.err
+    assert "warning: script changed: " in ended.err
+
+
+def test_a_run_may_be_named_by_a_dot(sac, finished, monkeypatch):
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, title, **_: titles.append(title))
+    folder = only_run(finished)
+    monkeypatch.chdir(folder)
+    sac.plot_learning_curve(Path("."))
+    assert titles == [folder.name]
 
 
 def test_a_changed_flag_holds_at_the_next_resume(sac, finished):
