@@ -5,9 +5,10 @@
 
 This is sac_continuous.py with an `if` for each variant. With none chosen it computes the same bits.
 
-A policy pi maximises the discounted sum of (reward + alpha * its entropy). Two critics Q_c learn
-the soft value of an action, its reward plus that sum from s' on, from replayed (s, a, r, s', d);
-d = 1 where the task itself ended. Slow copies Q' of the critics make the targets:
+A policy pi maximises the discounted sum of reward + alpha * entropy of pi. Two critics Q_c learn
+the soft Q-value of an action: its reward, and gamma times that sum from s' on. They learn from
+replayed (s, a, r, s', d), d = 1 where the task itself ended. Slow copies Q' of the critics make
+the targets:
 
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
@@ -102,7 +103,7 @@ class Args:
     threads: int = min(2, torch.get_num_threads())  # CPU threads; 1 while the cores are contended
     # compile the update; auto: in runs of 50,000 steps or more
     compile: Literal["auto", "on", "off"] = "auto"
-    # products; auto: float32; medium: bfloat16 in the critics, else TF32 on GPUs, bfloat16 on AMX
+    # of matrix products; auto: float32; medium: the critics in bfloat16 (see docs/speed.md)
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
 
     # Variants: how many critics
@@ -283,7 +284,7 @@ INITS = {
 
 
 class Actor(nn.Module):
-    """Policy over actions in (-1, 1)^A: tanh of a Gaussian with state-dependent mean and std."""
+    """Policy over actions in [-1, 1]^A: tanh of a Gaussian with state-dependent mean and std."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden: int = 256, args: Args = Args()):
         super().__init__()
@@ -343,7 +344,7 @@ class Critics(nn.Module):
         self.weights = nn.ParameterList([torch.empty(count, *size) for size in sizes])
         self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
         for weight in self.weights:
-            # xavier_uniform_() expects a matrix: one critic after the other.
+            # A stack would pass for the kernels of a convolution: one critic after the other.
             for one_critic in weight.data:
                 INITS[args.init](one_critic.T)
         if args.init == "torch":
@@ -556,7 +557,7 @@ class SAC(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, noise: torch.Tensor) -> np.ndarray:
-        """Actions (N, A) in (-1, 1) for observations (N, O) and standard normal noise (N, A)."""
+        """Actions (N, A) in [-1, 1] for observations (N, O) and standard normal noise (N, A)."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=noise.device)
         if self.args.normalize_obs:
             obs = self.normalize(obs)
@@ -574,7 +575,7 @@ class Adam(nn.Module):
     def __init__(self, parameters, lr: float):
         super().__init__()
         self.moved = list(parameters)  # a plain list: these parameters belong to the network
-        # Once compiled, a number is a constant: to schedule it, make it a buffer and fill that.
+        # A number is a constant once compiled. To schedule it, make it a buffer and fill_() that.
         self.lr = lr
         # The moments are parameters only so that state_dict() has them.
         self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
@@ -630,8 +631,9 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             losses |= learn_once(args, agent, buffer, random, learn, update)
         threads.give_way()  # if other processes want the cores
 
-        # Step, and store what happened. Where an episode ended, the environment has reset itself:
-        # next_obs is the first observation of the next episode, the true last one is in final_obs.
+        # Step, and store what happened. Where an episode ended, the environment has reset itself
+        # in the same step (SAME_STEP, not Gymnasium's default): next_obs is the first observation
+        # of the next episode, the true last one is in final_obs.
         next_obs, reward, terminated, truncated, info = envs.step(action)
         done = terminated | truncated
         real_next_obs = next_obs.copy()
