@@ -331,7 +331,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     buffer = make_buffer(args, agent, checkpoint)
     step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, random)
     logger = Logger(args, folder, step)
-    threads = Threads(args.threads, agent.log_alpha.device)
+    threads = Threads(args.threads, random.device)
     # learn(index, noise) is agent.update(buffer[index], noise), act is agent.act; maybe compiled.
     learn, act = compile_update(args, agent, buffer)
     if checkpoint is None:
@@ -599,10 +599,14 @@ def start_envs(args: Args, step: int) -> tuple[gym.vector.VectorEnv, np.ndarray,
 def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
     """1, 0, or nan where the environment does not say, of each episode that `ended` (E,)."""
     final = info.get("final_info", {})
+    unknown = np.full(len(ended), np.nan)
     if "is_success" not in final:
-        return np.full(ended.sum(), np.nan)
-    success = final["is_success"].astype(float).reshape(len(ended))  # some say (1,), not ()
-    return np.where(final["_is_success"], success, np.nan)[ended]
+        return unknown[ended]
+    try:
+        success = final["is_success"].astype(float).reshape(len(ended))  # some say (1,), not ()
+    except (TypeError, ValueError):  # a text, or several numbers
+        return unknown[ended]
+    return np.where(final["_is_success"], success, unknown)[ended]
 
 
 def steps_per_round(args: Args) -> int:
@@ -651,7 +655,7 @@ class Episodes:
 # Run folders and checkpoints ----------------------------------------------------------------------
 
 def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list[str]):
-    """Make the folder of a new run. The flags, also those of a resumed run, go to args.json."""
+    """Make the folder of a new run, with the flags and this script; keep both up to date."""
     if not args.resume:
         try:
             folder.mkdir(parents=True)
@@ -661,6 +665,10 @@ def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list
     if changed or not args.resume:
         write_args(args, folder)
     if args.resume:
+        copied = folder / Path(__file__).name
+        if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
+            shutil.copy(__file__, folder)
+            changed = [*changed, "script"]
         print_resume(args, checkpoint, changed)
     print(f"results: {folder} (watch: tensorboard --logdir runs)", flush=True)
 
@@ -1010,9 +1018,6 @@ def print_resume(args: Args, checkpoint: dict, changed: list[str]):
     changed = [key for key in changed if key not in WATCHING_FLAGS]
     if checkpoint["versions"] != versions():
         changed.append("versions")
-    copied = args.resume / Path(__file__).name
-    if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
-        changed.append("script")
     if changed:
         what = ", ".join(sorted(changed))
         result = "the result may not be bit-identical to an uninterrupted run"

@@ -17,6 +17,11 @@ STYLES = [  # told apart without colours too
 ]
 
 
+def style_of(number: int) -> dict:
+    """Of the variant, or the seed, of this number, from 1 on."""
+    return STYLES[(int(number) - 1) % len(STYLES)]
+
+
 def hours_of(rows: Rows) -> pd.Series:
     """Hours until each evaluation; of runs whose rows do not say, in proportion to the steps."""
     at = ["env_id", "variant", "seed", "key"]
@@ -121,9 +126,8 @@ def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
             # Beside our last evaluations, which would hide them.
             places = means.step.where(means.step < steps, steps * (1.05 + 0.05 * i))
             axes.plot(places, means["return"], markers[label], color="0.4", label=label)
-        mine = rows.returns[rows.returns.env_id == env_id].groupby("seed")
-        for (seed, run), style in zip(mine, STYLES):
-            style = style | dict(linestyle="-", label=f"this script, seed {seed}")
+        for seed, run in rows.returns[rows.returns.env_id == env_id].groupby("seed"):
+            style = style_of(seed) | dict(linestyle="-", label=f"this script, seed {seed}")
             axes.plot(run.step, run["return"], **style)
         name_axes(axes, study, env_id, title=short(env_id), xlabel="environment steps")
     add_legend(figure, 3)
@@ -151,15 +155,12 @@ def draw_diagnostics(study: Study, rows: Rows) -> Figure:
 
 def draw_record(axes, study: Study, table: pd.DataFrame, env_id: str, record: str):
     """A style per variant, or per seed where there is one variant alone."""
-    table = table[table.env_id == env_id].assign(label=table.variant)
-    names = study.variants
-    if len(names) == 1:
-        table = table.assign(label="seed " + table.seed.astype(str))
-        names = sorted(table.label.unique())
-    for label, style in zip(names, itertools.cycle(STYLES)):
-        style = style | dict(markersize=2, linewidth=1, label=label)
-        for _, run in table[table.label == label].groupby("seed"):
-            axes.plot(run.step, run.value.astype(float), **style)
+    places = {label: place for place, label in enumerate(study.variants, 1)}
+    for (label, seed), run in table[table.env_id == env_id].groupby(["variant", "seed"]):
+        alone = len(places) == 1
+        style = style_of(seed if alone else places[label])
+        style |= dict(markersize=2, linewidth=1, label=f"seed {seed}" if alone else label)
+        axes.plot(run.step, run.value.astype(float), **style)
     axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_yscale("log" if "alpha" in record or "critics" in record else "linear")

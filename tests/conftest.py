@@ -66,6 +66,7 @@ def gymnasium_only(sac, monkeypatch):
     if sac.__name__ == "sac_dmc":
         monkeypatch.setattr(sac, "make_env", sac_continuous.make_env)
         monkeypatch.setattr(sac, "full_name", sac_continuous.full_name)
+        monkeypatch.setattr(sac, "episode_limit", sac_continuous.episode_limit)
 
 
 @pytest.fixture(autouse=True)

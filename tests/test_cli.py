@@ -546,7 +546,7 @@ def test_flags_that_a_resumed_run_must_keep(sac, tmp_path, finished):
         if isinstance(saved[key], bool):
             changed = f"--no-{flag[2:]}" if saved[key] else flag
         elif isinstance(saved[key], str):
-            changed = f"{flag} {dict(preset='haarnoja', init='torch')[key]}"
+            changed = f"{flag} {dict(preset='haarnoja', init='torch', heads='separate')[key]}"
         line = refusal(tmp_path, sac, f"--resume runs/finished {changed}")
         assert f"{flag} cannot change in a run: it was {saved[key]}" in line
 

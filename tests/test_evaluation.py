@@ -154,18 +154,23 @@ def test_success_is_what_the_environment_says_at_the_end_of_the_first_episode(sa
 
 
 class JudgedInArrays(Judged):
-    """Says it in an array (1,)."""
+    """Says it `count` times, in an array."""
+
+    def __init__(self, count, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
 
     def step(self, action):
         *transition, info = super().step(action)
-        return *transition, {key: np.array([value]) for key, value in info.items()}
+        return *transition, {key: np.array([value] * self.count) for key, value in info.items()}
 
 
-def test_success_may_be_an_array_of_one_number(sac):
-    env_id = register("JudgedInArrays", JudgedInArrays, lengths=(7, 2, 2, 2, 2))
+@pytest.mark.parametrize("count", [1, 2])
+def test_success_may_be_an_array_of_one_number_and_of_no_more(sac, count):
+    env_id = register("JudgedInArrays", JudgedInArrays, lengths=(7, 2, 2, 2, 2), count=count)
     _, success = sac.evaluate(*new_agent(sac, env_id, eval_episodes=9), step=0)
     expected = [np.nan if i % 4 == 3 else float(i % 3 == 0) for i in range(1, 10)]
-    np.testing.assert_array_equal(success, expected)
+    np.testing.assert_array_equal(success, expected if count == 1 else [np.nan] * 9)
 
 
 def test_an_environment_that_does_not_speak_of_success_has_none(sac):

@@ -7,6 +7,7 @@ environment step, half-way through the writing of a checkpoint, or just before i
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -253,29 +254,45 @@ def test_a_resume_names_every_flag_that_changed(sac, finished):
     assert saved["batch_size"] == 8
 
 
-def test_flags_that_only_watch_change_no_bits_and_need_no_warning(sac, finished):
-    flags = "--eval-frequency 0 --eval-episodes 3 --log-frequency 7 --exp-name other"
-    ended = resume(sac, finished, flags)
-    assert ended.code == 0, ended.err
-    assert "changed" not in ended.err
-    assert saved_args(only_run(finished))["eval_episodes"] == 3
+WATCHING = "--eval-frequency 7 --eval-episodes 3 --log-frequency 5 --exp-name other"
+
+
+def test_flags_that_only_watch_change_no_bits_and_need_no_warning(sac, finished, tmp_path):
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    longer = "--total-timesteps 42"
+    for folder, flags in ((finished, longer), (other, f"{longer} {WATCHING}")):
+        ended = resume(sac, folder, flags)
+        assert ended.code == 0, ended.err
+        assert "warning: total_timesteps changed: " in ended.err
+    assert saved_args(only_run(other))["eval_episodes"] == 3
+    one, two = (load(only_run(folder) / "checkpoint.pt") for folder in (finished, other))
+    assert one["step"] == 42
+    same(one, two)
+    assert {*sac.WATCHING_FLAGS} < saved_args(only_run(other)).keys()
 
 
 @pytest.mark.parametrize("edit", [lambda path: path.write_text("# edited\n"), Path.unlink])
-def test_a_resume_by_another_script_warns(sac, finished, edit):
-    edit(only_run(finished) / f"{sac.__name__}.py")
+def test_a_resume_by_another_script_warns_and_keeps_it(sac, finished, edit):
+    copied = only_run(finished) / f"{sac.__name__}.py"
+    edit(copied)
     ended = resume(sac, finished)
     assert ended.code == 0, ended.err
     assert "warning: script changed: " in ended.err
+    assert copied.read_bytes() == Path(sac.__file__).read_bytes()
+    assert "changed" not in resume(sac, finished).err
 
 
 def test_a_run_may_be_named_by_a_dot(sac, finished, monkeypatch):
-    titles = []
-    monkeypatch.setattr(Axes, "set_title", lambda self, title, **_: titles.append(title))
+    names = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, title, **_: names.append(title))
+    wandb_run = SimpleNamespace(save=lambda *_, **__: None)
+    wandb = SimpleNamespace(init=lambda id, name, **_: names.extend([id, name]) or wandb_run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     folder = only_run(finished)
     monkeypatch.chdir(folder)
     sac.plot_learning_curve(Path("."))
-    assert titles == [folder.name]
+    sac.start_wandb(sac.Args(), Path("."))
+    assert names == [folder.name] * 3
 
 
 def test_a_changed_flag_holds_at_the_next_resume(sac, finished):

@@ -489,9 +489,11 @@ def test_a_study_of_one_variant_shows_each_run_and_each_published_one(here, monk
     reference = pd.concat([report.read_reference(here / "means.csv"), seeds])
     (axes,) = figures.draw_seeds(one, rows, reference).axes
     drawn = [(line.get_label(), line.get_xydata()[-1].tolist()) for line in axes.lines]
-    ours = [("this script", [1000, end]) for end in judge.finals(one, rows)[ENV, "default"]]
+    finals = judge.finals(one, rows)[ENV, "default"]
+    ours = [(f"this script, seed {seed}", [1000, end]) for seed, end in enumerate(finals, 1)]
     theirs = [("SBX, published", [1000, end]) for end in (1, 2)]
-    assert drawn == [*theirs, ("CleanRL, published", [1000, 7]), *ours]
+    # What is published of the last step stands beside ours.
+    assert drawn == [*theirs, ("CleanRL, published", [1050, 7]), *ours]
 
     monkeypatch.setattr(report, "STUDIES", {"x": one})
     monkeypatch.setattr(runs, "STUDIES", {"x": one})
@@ -591,6 +593,10 @@ def test_diagnostics_draw_what_was_recorded_and_nothing_else():
     titles = [f"{ENV}: return, deterministic policy", *titles]
     assert [panel.get_title() for panel in shown] == titles and len(axes) == 6
     assert {len(panel.lines) for panel in shown} == {5}  # a line per seed
+    lines = [line for panel in shown for line in panel.lines]
+    styles = {(line.get_label(), line.get_color(), line.get_marker()) for line in lines}
+    assert {label for label, *_ in styles} == {f"seed {seed}" for seed in range(1, 6)}
+    assert len(styles) == 5  # a seed has the same one everywhere
     assert [panel.get_yscale() for panel in shown[1:]] == ["linear", "linear", "log", "linear"]
     assert list(shown[-1].lines[0].get_ydata()) == pytest.approx(np.arange(5) / 100)
 
