@@ -564,6 +564,10 @@ class SAC(nn.Module):
         action, _ = self.actor(obs, noise)
         return action.cpu().numpy()
 
+    @property
+    def device(self) -> torch.device:
+        return self.critics.weights[0].device
+
 
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, arXiv 1412.6980), the same steps as torch.optim.Adam.
@@ -602,7 +606,7 @@ class Adam(nn.Module):
 def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     """Act, learn, step and store, report, until --total-timesteps. Returns the step reached."""
     # All of training's randomness but that of the environments comes from this one stream.
-    random = torch.Generator(agent.log_alpha.device).manual_seed(args.seed)
+    random = torch.Generator(agent.device).manual_seed(args.seed)
     buffer = make_buffer(args, agent, checkpoint)
     step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, random)
     logger = Logger(args, folder, step)
@@ -827,7 +831,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     makers = [lambda: make_env(args) for _ in range(args.eval_episodes)]
     makers[0] = lambda: make_env(args, video)
     envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
-    random = torch.Generator(agent.log_alpha.device).manual_seed(args.seed)
+    random = torch.Generator(agent.device).manual_seed(args.seed)
     noise = torch.zeros(envs.action_space.shape, device=random.device)
     returns = np.zeros(args.eval_episodes)
     success = np.full(args.eval_episodes, np.nan)
@@ -1158,7 +1162,7 @@ def make_buffer(args: Args, agent: SAC, checkpoint: dict | None) -> ReplayBuffer
     done = checkpoint["step"] if checkpoint else 0
     most = max(args.total_timesteps, done) + args.num_envs
     capacity = min(args.buffer_size, most * (1 + args.hindsight))
-    return ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.log_alpha.device, args)
+    return ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.device, args)
 
 
 def make_agent(args: Args, env: gym.Env, device: torch.device, checkpoint: dict | None) -> SAC:
@@ -1878,7 +1882,7 @@ def compile_update(args: Args, agent: SAC, buffer: ReplayBuffer) -> tuple[Callab
     options = {}
     torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
     torch._dynamo.mark_static_address(buffer.rows)  # CUDA graphs read it where it lies
-    on_gpu = agent.log_alpha.device.type == "cuda"
+    on_gpu = agent.device.type == "cuda"
     options["triton.cudagraphs" if on_gpu else "cpp_wrapper"] = True  # cheaper calls
     how = dict(fullgraph=True, dynamic=False, options=options)
     return torch.compile(learn, **how), torch.compile(agent.act, **how)

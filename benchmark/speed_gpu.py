@@ -46,7 +46,7 @@ VARIANTS = {  # name: library, flags, and how many runs at a time; "host" is the
     "GPU, SBX": ("sbx", ["--cuda"], (1,)),
 }
 ON_THE_HOST = {  # the script's lines, and those that keep the buffer in the computer's own memory
-    "ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.log_alpha.device)": (
+    "ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.device)": (
         "ReplayBuffer(capacity, agent.obs_dim, agent.action_dim)"
     ),
     "torch.randint(len(self), (batch_size,), generator=random, device=self.rows.device)": (
