@@ -158,8 +158,8 @@ def draw_record(axes, study: Study, table: pd.DataFrame, env_id: str, record: st
     places = {label: place for place, label in enumerate(study.variants, 1)}
     for (label, seed), run in table[table.env_id == env_id].groupby(["variant", "seed"]):
         alone = len(places) == 1
-        style = style_of(seed if alone else places[label])
-        style |= dict(markersize=2, linewidth=1, label=f"seed {seed}" if alone else label)
+        style = dict(markersize=2, linewidth=1, label=f"seed {seed}" if alone else label)
+        style = style_of(seed if alone else places[label]) | style
         axes.plot(run.step, run.value.astype(float), **style)
     axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
     axes.xaxis.set_major_locator(MaxNLocator(5))
