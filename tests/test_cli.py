@@ -540,6 +540,8 @@ def test_runs_of_another_environment(sac, tmp_path, finished, flag):
 def test_flags_that_a_resumed_run_must_keep(sac, tmp_path, finished):
     saved = saved_args(finished)
     assert {*sac.FIXED_FLAGS} >= {"env_id", "buffer_size"}
+    if sac.__name__ == "sac_ablations":  # what acts at the start of a new run alone
+        assert {*sac.FIXED_FLAGS} >= {"preset", "init", "heads", "alpha"}
     for key in {*sac.FIXED_FLAGS} - {"env_id"}:
         flag = f"--{key.replace('_', '-')}"
         changed = f"{flag} {saved[key]}1"

@@ -21,7 +21,7 @@ def test_an_evaluation_is_that_of_the_scripts():
         predict=lambda obs, deterministic: (np.zeros((len(obs), 1), np.float32), None)
     )
     agent = SimpleNamespace(
-        act=lambda obs, noise: np.zeros((len(obs), 1), np.float32), log_alpha=torch.zeros(())
+        act=lambda obs, noise: np.zeros((len(obs), 1), np.float32), device=torch.device("cpu")
     )
     args = dict(env_id="Pendulum-v1", seed=3, eval_episodes=4)
     theirs = peers.evaluate(model, peers.Args(**args), step=500)

@@ -597,6 +597,7 @@ def test_diagnostics_draw_what_was_recorded_and_nothing_else():
     styles = {(line.get_label(), line.get_color(), line.get_marker()) for line in lines}
     assert {label for label, *_ in styles} == {f"seed {seed}" for seed in range(1, 6)}
     assert len(styles) == 5  # a seed has the same one everywhere
+    assert len({style[1:] for style in styles}) == 5
     assert [panel.get_yscale() for panel in shown[1:]] == ["linear", "linear", "log", "linear"]
     assert list(shown[-1].lines[0].get_ydata()) == pytest.approx(np.arange(5) / 100)
 
