@@ -478,6 +478,27 @@ def test_the_tables_of_returns_are_those_of_the_runs(study, title):
         assert abs(float(mean) - np.mean(values)) <= 0.5
 
 
+def test_the_race_of_the_libraries_is_that_of_the_runs():
+    folder = ROOT / "benchmark" / "results" / "peers"
+    returns, minutes = defaultdict(list), defaultdict(list)
+    for row in csv.DictReader(open(folder / "returns.csv", newline="")):
+        if row["step"] == "100000":
+            returns[row["variant"]].append(float(row["return"]))
+    for row in csv.DictReader(open(folder / "runs.csv", newline="")):
+        minutes[row["variant"]].append(60 * float(row["hours"]))
+    table = table_under(ROOT / "docs" / "results.md", "## Beside other libraries")
+    assert len(table) == len(returns) == 3
+    for library, n, seeds, mean, duration in table:
+        # With its version, but for ours.
+        name = "this project" if library == "One-File SAC" else library.split(" ")[0]
+        values = [float(value) for value in seeds.split(", ")]
+        assert int(n) == len(values)
+        np.testing.assert_allclose(values, returns[name], atol=0.5)
+        assert abs(float(mean) - np.mean(returns[name])) <= 0.5
+        assert abs(float(duration) - np.median(minutes[name])) <= 0.5
+        assert mean in README.read_text()
+
+
 PAGE_OF_STUDIES = ROOT / "docs" / "studies.md"
 VERDICTS = table_under(PAGE_OF_STUDIES, "## Eleven claims and their verdicts")
 
