@@ -635,9 +635,8 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             losses |= learn_once(args, agent, buffer, random, learn, update)
         threads.give_way()  # if other processes want the cores
 
-        # Step, and store what happened. Where an episode ended, the environment has reset itself
-        # in the same step (SAME_STEP, not Gymnasium's default): next_obs is the first observation
-        # of the next episode, the true last one is in final_obs.
+        # Step, and store what happened. Where an episode ended, the environment has reset itself:
+        # next_obs begins the next episode (autoreset SAME_STEP), final_obs has the true last one.
         next_obs, reward, terminated, truncated, info = envs.step(action)
         done = terminated | truncated
         real_next_obs = next_obs.copy()

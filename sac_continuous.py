@@ -341,9 +341,8 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), random))
 
-        # Learn, once learning has started (until then the range is empty): one update per action.
-        # It comes before the step, so that a GPU works on it while the environments step; the
-        # buffer ends with the last round, which is one step of all environments.
+        # Learn, once learning has started: one update per action. It comes before the step, so
+        # that a GPU works on it while the environments step; the buffer ends with the last round.
         next_step = step + steps_per_round(args)
         for _ in range(min(args.num_envs, next_step - args.learning_starts)):
             noise = normal_noise((2, args.batch_size, agent.action_dim), random)
@@ -351,9 +350,8 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             losses = learn(index, noise)
         threads.give_way()  # if other processes want the cores
 
-        # Step, and store what happened. Where an episode ended, the environment has reset itself
-        # in the same step (SAME_STEP, not Gymnasium's default): next_obs is the first observation
-        # of the next episode, the true last one is in final_obs.
+        # Step, and store what happened. Where an episode ended, the environment has reset itself:
+        # next_obs begins the next episode (autoreset SAME_STEP), final_obs has the true last one.
         next_obs, reward, terminated, truncated, info = envs.step(action)
         done = terminated | truncated
         real_next_obs = next_obs.copy()
