@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -122,7 +123,8 @@ def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
         for (label, _), run in published.groupby(["label", "seed"]):
             axes.plot(run.step, run["return"], "--", color="0.7", label=label)
         steps = study.envs[env_id]
-        for i, (label, means) in enumerate(published[published.seed.isna()].groupby("label")):
+        beside = [*published[published.seed.isna()].groupby("label")]
+        for i, (label, means) in enumerate(beside):
             # Beside our last evaluations, which would hide them.
             places = means.step.where(means.step < steps, steps * (1.05 + 0.05 * i))
             axes.plot(places, means["return"], markers[label], color="0.4", label=label)
@@ -130,6 +132,12 @@ def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
             style = style_of(seed) | dict(linestyle="-", label=f"this script, seed {seed}")
             axes.plot(run.step, run["return"], **style)
         name_axes(axes, study, env_id, title=short(env_id), xlabel="environment steps")
+        if beside:
+            # A strip of its own, for these are no later steps.
+            axes.axvspan(1.025 * steps, 2 * steps, color="0.93")
+            axes.set_xlim(right=(1.1 + 0.05 * len(beside)) * steps)
+            axes.set_xticks(np.linspace(0, steps, 5))
+            axes.set_title(f"means at {steps:,}", loc="right", fontsize="small", color="0.4")
     add_legend(figure, 3)
     return figure
 

@@ -33,11 +33,6 @@ class Rows(NamedTuple):
     def where(self, keep) -> "Rows":
         return Rows(*(table[keep(table)] if len(table) else table for table in self))
 
-    def split(self, keys: set[str]) -> tuple["Rows", "Rows"]:
-        """The rows of these keys, and the others."""
-        mine = lambda table: table.key.isin(keys)
-        return self.where(mine), self.where(lambda table: ~mine(table))
-
 
 def committed(file: str) -> pd.DataFrame:
     """The rows of all studies' results, with the name of the study."""
@@ -70,7 +65,7 @@ def stored(run: Run, results: Rows) -> Rows:
     return Rows(*(table.drop(columns="study").assign(variant=run.variant) for table in rows))
 
 
-def collect(name: str, study: Study, runs: Path) -> Rows:
+def collect(name: str, study: Study, runs: Path) -> tuple[Rows, Rows]:
     """All there is on a study's runs, and what its folder has of other versions of the script."""
     results, parts, keys = Rows(*map(committed, Rows._fields)), [], set()
     for run in runs_of(name, study):
@@ -82,8 +77,7 @@ def collect(name: str, study: Study, runs: Path) -> Rows:
         parts.append(now if found.returns or here or before.runs.empty else before)
     others = set(results.returns.key) - keys
     older = results.where(lambda table: (table.study == name) & table.key.isin(others))
-    parts.append(Rows(*(table.drop(columns="study") for table in older)))
-    return Rows(*map(join, zip(*parts)))
+    return Rows(*map(join, zip(*parts))), Rows(*(table.drop(columns="study") for table in older))
 
 
 def join(tables: tuple[pd.DataFrame, ...]) -> pd.DataFrame:

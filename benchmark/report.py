@@ -27,21 +27,8 @@ try:
     import pandas as pd
     from rliable import metrics
 
-    from benchmark.figures import draw_diagnostics, draw_returns, draw_seeds
-    from benchmark.judge import (
-        DECIDING,
-        NONE_PUBLISHED,
-        REPETITIONS,
-        Rows,
-        collect,
-        estimate,
-        failures,
-        finals,
-        judge,
-        published_finals,
-        short,
-        verdict,
-    )
+    from benchmark import figures, judge
+    from benchmark.judge import DECIDING, NONE_PUBLISHED, Rows, finals, short
     from benchmark.markup import page, tabulate
 except ImportError as error:
     fail(f"{error}: pip install -r benchmark/requirements.txt")
@@ -84,7 +71,7 @@ def bounds(low: float, high: float, digits: int = 1) -> str:
 
 def estimated(function, *scores: np.ndarray, digits: int = 1) -> str:
     """A statistic, with its interval where there are runs enough for one."""
-    point, low, high = (value[0] for value in estimate(function, *scores))
+    point, low, high = (value[0] for value in judge.estimate(function, *scores))
     interval = f" {bounds(low, high, digits)}" if min(map(len, scores)) >= DECIDING else ""
     return f"{point:.{digits}f}{interval}"
 
@@ -98,13 +85,11 @@ def tabulate_returns(study: Study, rows: Rows, env_id: str, reference: pd.DataFr
     for label in labels:
         x = scores[env_id, label]
         planned = f"{len(x)} of {study.seeds_in.get(env_id, study.seeds)}"
-        line = [label, planned, *summarize(x, default if lines else x[:0]), "-", "-"]
-        if len(x):
-            line[6] = f"{bests[env_id, label].mean():.1f}"
-            recorded = pd.Series(speeds[env_id, label]).dropna()
-            line[7] = f"{recorded.median():.0f}" if len(recorded) else "-"
-        lines.append(line)
-    for label, x in published_finals(study, reference, env_id).items():
+        best = f"{bests[env_id, label].mean():.1f}" if len(x) else "-"
+        recorded = pd.Series(speeds[env_id, label]).dropna()
+        speed = f"{recorded.median():.0f}" if len(recorded) else "-"
+        lines.append([label, planned, *summarize(x, default if lines else x[:0]), best, speed])
+    for label, x in judge.published_finals(study, reference, env_id).items():
         lines.append([label, str(len(x)), *summarize(x, default), "-", "-"])
     head = ["", "runs", "mean", "std", "IQM, 95 % interval", f"better than {labels[0]}"]
     return tabulate([*head, "best evaluation, mean", "steps/s"], lines)
@@ -126,9 +111,9 @@ def summarize(x: np.ndarray, default: np.ndarray) -> list[str]:
 def compare_with_published(study: Study, rows: Rows, env_id: str, reference: pd.DataFrame) -> str:
     """How far the first variant is ahead of each set of published runs, or behind."""
     label, ours, sentences = next(iter(study.variants)), finals(study, rows), []
-    for other, theirs in published_finals(study, reference, env_id).items():
+    for other, theirs in judge.published_finals(study, reference, env_id).items():
         rule = Rule(env_id, label, "above", other)
-        one = judge(rule, ours | {(env_id, other): theirs}, failures(rows))
+        one = judge.judge(rule, ours | {(env_id, other): theirs}, judge.failures(rows))
         if one.verdict != "open":
             place = {"confirmed": "ahead", "refuted": "behind", "undecided": "level"}[one.verdict]
             difference = f"{one.difference:+.1f} {bounds(*one.interval)}"
@@ -159,8 +144,8 @@ def write_verdict(study: Study, rows: Rows, done: str) -> tuple[list[str], str]:
     """The part of the report on the claim, and the verdict."""
     measures = {"return": "return", "steps per second": "steps_per_second"}
     scores = {measure: finals(study, rows, column) for measure, column in measures.items()}
-    judged = [judge(rule, scores[rule.measure], failures(rows)) for rule in study.rules]
-    summary = verdict(judged)
+    judged = [judge.judge(rule, scores[rule.measure], judge.failures(rows)) for rule in study.rules]
+    summary = judge.verdict(judged)
     if (rows.runs.state != "finished").any():
         summary += " so far"
     lines = []
@@ -204,10 +189,8 @@ def write_text(
     name: str, study: Study, rows: Rows, older: Rows, reference: pd.DataFrame = NONE_PUBLISHED
 ) -> tuple[str, str]:
     """The report in Markdown, and the verdict."""
-    parts, summary = (
-        [f"# {name}: {study.claim or study.note or 'a benchmark'}"],
-        "no claim to judge",
-    )
+    parts = [f"# {name}: {study.claim or study.note or 'a benchmark'}"]
+    summary = "no claim to judge"
     finished = (rows.runs.state == "finished").sum()
     done = f"{finished} of {len(rows.runs)} runs are finished."
     if study.claim:
@@ -223,7 +206,7 @@ def write_text(
         parts += [f"**{short(env_id)}**, {steps:,} steps:"]
         parts += [tabulate_returns(study, rows, env_id, reference)]
         parts += [compare_with_published(study, rows, env_id, reference)]
-    parts += [HOW_MEASURED.format(repetitions=REPETITIONS)]
+    parts += [HOW_MEASURED.format(repetitions=judge.REPETITIONS)]
     if study.diagnostics:
         figure = "![What the networks did](diagnostics.png)"
         parts += ["## Temperature, entropy, Q and losses", figure]
@@ -256,21 +239,17 @@ def read_reference(path: Path) -> pd.DataFrame:
         fail(f"--reference {path}: {error}")
 
 
-def keys_of(name: str, study: Study) -> set[str]:
-    return set().union(*(run.keys for run in runs_of(name, study)))
-
-
-def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
+def report(name: str, study: Study, current: Rows, older: Rows, reference: pd.DataFrame) -> str:
     """Write all files of a study's folder, or none; returns the verdict."""
-    current, older = rows.split(keys_of(name, study))
+    rows = Rows(*map(judge.join, zip(current, older)))
     making = RESULTS / f".{name}-{os.getpid()}"
     try:
         making.mkdir(parents=True)
-        draw_returns(study, current, reference).savefig(making / "returns.png", dpi=110)
+        figures.draw_returns(study, current, reference).savefig(making / "returns.png", dpi=110)
         if len(study.variants) == 1:
-            draw_seeds(study, current, reference).savefig(making / "seeds.png", dpi=110)
+            figures.draw_seeds(study, current, reference).savefig(making / "seeds.png", dpi=110)
         if study.diagnostics:
-            draw_diagnostics(study, current).savefig(making / "diagnostics.png", dpi=110)
+            figures.draw_diagnostics(study, current).savefig(making / "diagnostics.png", dpi=110)
             rows.diagnostics.to_csv(making / "diagnostics.csv", index=False)
         rows.runs.to_csv(making / "runs.csv", index=False)
         # Early rows have no hours: no empty column for them.
@@ -289,9 +268,8 @@ def report(name: str, study: Study, rows: Rows, reference: pd.DataFrame) -> str:
     return summary
 
 
-def explain_nothing(name: str, study: Study, rows: Rows):
+def explain_nothing(name: str, study: Study, older: Rows):
     """Fail, as there is nothing to report."""
-    _, older = rows.split(keys_of(name, study))
     commits = ", ".join(older.runs.get("commit", pd.Series(dtype=str)).dropna().unique())
     other = f", and {RESULTS / name} has those of another, of commit {commits}" if commits else ""
     version = f"this version of {study.script}{other}"
@@ -309,10 +287,10 @@ def main():
         target = wandb_report.log_in(args.wandb)
     for name in args.studies:
         study = STUDIES[name]
-        rows = collect(name, study, Path.cwd() / "runs")
-        if rows.split(keys_of(name, study))[0].returns.empty:
-            explain_nothing(name, study, rows)
-        summary = report(name, study, rows, reference)
+        current, older = judge.collect(name, study, Path.cwd() / "runs")
+        if current.returns.empty:
+            explain_nothing(name, study, older)
+        summary = report(name, study, current, older, reference)
         print(f"{name}: {summary}; see {RESULTS / name / 'README.md'}", flush=True)
         if args.wandb:
             text = (RESULTS / name / "README.md").read_text()

@@ -42,16 +42,9 @@ DIAGNOSTICS = {  # key of a record: what figures call it
     "eval/success_rate": "success rate, deterministic policy",
 }
 # These settings change no result, or only its rounding. The seed stands beside the key.
-WITHOUT_EFFECT = {
-    "seed",
-    "exp_name",
-    "threads",
-    "compile",
-    "cuda",
-    "log_frequency",
-    "capture_video",
-}
-WITHOUT_EFFECT |= {"track", "wandb_project_name", "wandb_entity", "resume", "evaluate"}
+WITHOUT_EFFECT = {"seed", "exp_name", "threads", "compile", "cuda", "log_frequency"}
+WITHOUT_EFFECT |= {"capture_video", "track", "wandb_project_name", "wandb_entity"}
+WITHOUT_EFFECT |= {"resume", "evaluate"}
 
 
 def fail(message: str):
@@ -85,13 +78,9 @@ def code_hash(path: Path) -> str:
 @functools.cache
 def same_as(code: str) -> frozenset[str]:
     """The hashes of all code that is proven to compute what this one does, through others too."""
-    proofs = [json.loads(path.read_text())["scripts"] for path in sorted(PROOFS.glob("*.json"))]
-    pairs = [
-        {x["old"]["code"], x["new"]["code"]}
-        for proof in proofs
-        for x in proof.values()
-        if x["same"]
-    ]
+    proofs = [json.loads(path.read_text())["scripts"] for path in PROOFS.glob("*.json")]
+    equal = [script for proof in proofs for script in proof.values() if script["same"]]
+    pairs = [{script["old"]["code"], script["new"]["code"]} for script in equal]
     known = {code}
     while more := {other for pair in pairs if pair & known for other in pair} - known:
         known |= more
@@ -200,12 +189,8 @@ def runs_of(name: str, study: Study, threads: int = 1, variants: tuple[str, ...]
     grid = []
     for seed in range(1, max([study.seeds, *study.seeds_in.values()]) + 1):
         for env_id, label in itertools.product(study.envs, study.variants):
-            elsewhere = study.only.get(label, env_id) != env_id
-            if (
-                elsewhere
-                or seed > study.seeds_in.get(env_id, study.seeds)
-                or label not in (variants or [label])
-            ):
+            wanted = study.only.get(label, env_id) == env_id and label in (variants or [label])
+            if not wanted or seed > study.seeds_in.get(env_id, study.seeds):
                 continue
             words = shlex.split(study.variants[label])
             script = words.pop(0) if words and words[0].endswith(".py") else study.script
@@ -267,7 +252,9 @@ class Recorded(NamedTuple):
 
 def read(run: Run, runs: Path) -> Recorded:
     row = dict(env_id=run.env_id, variant=run.variant, seed=run.seed, key=run.key)
-    state, folder = failure(run, runs), run.folder(runs)
+    folder, said = run.folder(runs), run.said(runs)
+    # What the runner wrote last, if it gave the run up.
+    state = said[-1] if said and said[-1].startswith("failed") else ""
     if not folder:
         return Recorded(row | dict(state=state or "not run"))
     scalars = Records(folder).read()
@@ -297,12 +284,6 @@ def read(run: Run, runs: Path) -> Recorded:
         for step, value in scalars.get(key, [])
     ]
     return Recorded(row | about | dict(state="finished"), returns, diagnostics)
-
-
-def failure(run: Run, runs: Path) -> str:
-    """What the runner wrote last into a run's log, if it gave the run up."""
-    said = run.said(runs)
-    return said[-1] if said and said[-1].startswith("failed") else ""
 
 
 def commit_of(script: Path) -> str:

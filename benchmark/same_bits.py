@@ -10,7 +10,6 @@ Results of the old script then count as the new one's: see benchmark/runs.py.
 """
 
 import datetime
-import hashlib
 import json
 import platform
 import shlex
@@ -26,7 +25,7 @@ from typing import Annotated, NamedTuple
 import torch
 import tyro
 
-from benchmark.runs import ROOT, Records, code_hash, fail
+from benchmark.runs import ROOT, Records, code_hash, fail, git
 
 SCRIPTS = ("sac_continuous.py", "sac_dmc.py", "sac_ablations.py")
 COMPARED = ("agent", "rows", "random", "step")  # of a checkpoint
@@ -203,21 +202,14 @@ def compare(case: Case, old: Path, new: Path, folder: Path) -> Outcome:
 
 def describe(source: str) -> str:
     """The commit of a source, "and changes" where its scripts are not as committed."""
-    where = ["git", "-C", source] if Path(source).is_dir() else ["git", "-C", str(ROOT)]
-    at = "HEAD" if Path(source).is_dir() else source
-    named = [*where, "rev-parse", "--short=7", f"{at}^{{commit}}"]
-    said = subprocess.run(named, capture_output=True, text=True)
-    if said.returncode:
+    is_folder = Path(source).is_dir()
+    where = Path(source).resolve() if is_folder else ROOT
+    at = "HEAD" if is_folder else source
+    commit = git("-C", where, "rev-parse", "--short=7", f"{at}^{{commit}}")
+    if not commit:
         return "uncommitted"
-    changed = subprocess.run(
-        [*where, "status", "--porcelain", *SCRIPTS], capture_output=True, text=True
-    ).stdout
-    return said.stdout.strip() + " and changes" * bool(changed and at == "HEAD")
-
-
-def fingerprint(path: Path) -> dict[str, str]:
-    """Of a script's text, and of its code without comments, by which benchmark/runs.py knows it."""
-    return dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), code=code_hash(path))
+    changed = is_folder and git("-C", where, "status", "--porcelain", *SCRIPTS)
+    return commit + " and changes" * bool(changed)
 
 
 def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]):
@@ -225,7 +217,7 @@ def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]
     scripts = {}
     for script in dict.fromkeys(outcome.case.script for outcome in outcomes):
         same = {outcome.case for outcome in outcomes if not outcome.difference}
-        scripts[script] = {side.name: fingerprint(side / script) for side in (old, new)}
+        scripts[script] = {side.name: {"code": code_hash(side / script)} for side in (old, new)}
         scripts[script]["same"] = {case for case in CASES if case.script == script} <= same
     packages = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")}
     about = dict(

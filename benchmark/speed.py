@@ -292,7 +292,7 @@ def draw(rows: pd.DataFrame):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, description=__doc__)
     scripts_beside(args)  # ends the program where they cannot be run
     parts = {"whole": whole, "floor": floor, "update": update, "start": start, "memory": memory}
     RESULTS.mkdir(exist_ok=True)

@@ -21,17 +21,8 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmark.speed import (  # noqa: E402
-    RESULTS,
-    ROOT,
-    SCRIPT,
-    Trainer,
-    fail,
-    pd,
-    spread,
-    steps_per_second,
-    tabulate,
-)
+from benchmark.runs import RESULTS, ROOT, fail  # noqa: E402
+from benchmark.speed import SCRIPT, Trainer, pd, spread, steps_per_second, tabulate  # noqa: E402
 
 WARM = 400  # environment steps before the first turn
 GRAPHS, EAGER = "GPU, CUDA graphs", "GPU, eager"
@@ -49,7 +40,7 @@ ON_THE_HOST = {  # the script's lines, and those that keep the buffer in the com
     "ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.device)": (
         "ReplayBuffer(capacity, agent.obs_dim, agent.action_dim)"
     ),
-    "torch.randint(len(self), (batch_size,), generator=random, device=self.rows.device)": (
+    "torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)": (
         'self.rows[torch.randint(len(self), (batch_size,))].to("cuda")'
     ),
     "self.rows[index].split(": "index.split(",  # the index is the batch by now
@@ -138,8 +129,7 @@ def main():
     about = f"{args.env_id}; {torch.cuda.get_device_name()}, {processor}"
     about += f", Python {platform.python_version()}"
     about += "".join(f", {name} {version(name)}" for name in ("torch", "numpy", "mujoco"))
-    table = rows.assign(about=about)
-    table.to_csv(RESULTS / "speed-gpu.csv", index=False, float_format="%.5g")
+    rows.assign(about=about).to_csv(RESULTS / "speed-gpu.csv", index=False, float_format="%.5g")
     text = report(rows, about)
     (RESULTS / "speed-gpu.md").write_text(text)
     print(text)

@@ -2,12 +2,10 @@
 
 import os
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,8 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import sac_continuous as sac  # noqa: E402
+import sac_continuous as sac
 
 COLUMNS = ("part", "env_id", "variant", "threads", "setting", "round", "value", "unit")
 
@@ -48,9 +45,7 @@ def sizes(env_id: str) -> tuple[int, int]:
     return env.observation_space.shape[0], env.action_space.shape[0]
 
 
-def prepared(
-    obs_dim: int, action_dim: int, batch_size: int = 256, critics: int = 2, rows: int = 20_000
-):
+def prepared(obs_dim: int, action_dim: int, batch_size: int = 256, critics: int = 2):
     """An agent, and its update from random transitions, compiled as in training but with guards.
 
     Guards tell apart the several updates of one process, which training does not have.
@@ -61,7 +56,7 @@ def prepared(
         agent = sac.SAC(obs_dim, action_dim, sac.Args())
     finally:
         sac.Critics = original
-    random = np.random.default_rng(0)
+    random, rows = np.random.default_rng(0), 20_000
     buffer = sac.ReplayBuffer(rows, obs_dim, action_dim)
     obs = random.normal(size=(rows, obs_dim))
     action = random.uniform(-1, 1, (rows, action_dim))

@@ -21,10 +21,6 @@ SOURCES = {
 }
 
 
-def steps(amount: int, envs: list[str]) -> dict[str, int]:
-    return dict.fromkeys(envs, amount)
-
-
 BALANCE, SWINGUP = "shimmy:dm_control/cartpole-balance-v0", "shimmy:dm_control/cartpole-swingup-v0"
 WALKER, LANDER = "shimmy:dm_control/walker-walk-v0", "LunarLanderContinuous-v3"
 REACH, CAR = "gymnasium_robotics:FetchReach-v4", "MountainCarContinuous-v0"
@@ -43,6 +39,7 @@ FOUR = ["walker-walk", "cartpole-swingup", "ball_in_cup-catch", "cartpole-balanc
 PENDULUM = "--learning-starts 1000 --eval-frequency 2000 --eval-episodes 100"
 SHORTER = "on Hopper three seeds of 100,000 steps (planned: five of 300,000), as both are long"
 AFTERWARDS = "the rule was written after earlier runs had shown the effect, and before these"
+ALPHAS = {f"alpha {a}": f"--no-autotune --alpha {a}" for a in (0.1, 0.2, 0.35, 1.0)}
 GAMMAS = {f"gamma {gamma}": f"--gamma {gamma}" for gamma in (0.99, 0.8, 0.86, 0.9, 0.95)}
 
 STUDIES = {
@@ -140,25 +137,19 @@ STUDIES = {
         diagnostics=True,
     ),
     "F10": Study(
-        steps(1_000_000, MUJOCO),
-        {"alpha learned": ""}
-        | {f"alpha {a}": f"--no-autotune --alpha {a}" for a in (0.1, 0.2, 0.35, 1.0)},
+        dict.fromkeys(MUJOCO, 1_000_000),
+        {"alpha learned": ""} | ALPHAS,
         "[2] The best fixed alpha differs per task: high on Hopper, low on HalfCheetah; learned is "
         "worst on Humanoid",
         (
             Rule("Hopper-v4", "alpha 1.0", "above", "alpha 0.1"),
             Rule("HalfCheetah-v4", "alpha 0.1", "above", "alpha 1.0"),
             Rule("Ant-v4", "alpha 0.2", "above", "alpha 1.0"),
-            *each(
-                ["Humanoid-v4"],
-                [f"alpha {a}" for a in (0.1, 0.2, 0.35, 1.0)],
-                "above",
-                "alpha learned",
-            ),
+            *each(["Humanoid-v4"], [*ALPHAS], "above", "alpha learned"),
         ),
     ),
     "F11": Study(
-        steps(1_000_000, MUJOCO),
+        dict.fromkeys(MUJOCO, 1_000_000),
         {f"{n} critics": f"--n-critics {n}" for n in (2, 1, 3, 5, 8, 10)},
         "[2] 2 critics are far better than 1; 3 better still on Hopper, Walker2d and Ant; 5, 8 and "
         "10 no better than 1",
@@ -167,13 +158,13 @@ STUDIES = {
         + each(MUJOCO, ["5 critics", "8 critics", "10 critics"], "like", "1 critics"),
     ),
     "F12": Study(
-        steps(1_000_000, MUJOCO),
+        dict.fromkeys(MUJOCO, 1_000_000),
         {f"delay {k}": f"--policy-frequency {k}" for k in (1, 2, 3, 5, 8)},
         "[2] The delay of the policy's updates makes little difference",
         each(MUJOCO, ["delay 2", "delay 3", "delay 5", "delay 8"], "like", "delay 1"),
     ),
     "F13": Study(
-        steps(1_000_000, MUJOCO),
+        dict.fromkeys(MUJOCO, 1_000_000),
         {
             "clamp": "",
             "tanh": "--log-std tanh --log-std-min -5",
@@ -269,7 +260,7 @@ STUDIES = {
         note="our own question: they make the update faster on processors that have such products",
     ),
     "layer-norm": Study(
-        steps(100_000, THREE),
+        dict.fromkeys(THREE, 100_000),
         {"default": "", "layer norm": "--layer-norm"},
         "Layer normalization of the critics helps",
         each(THREE, ["layer norm"], "above", "default"),
@@ -277,7 +268,7 @@ STUDIES = {
         note="our own question",
     ),
     "n-step": Study(
-        steps(100_000, THREE),
+        dict.fromkeys(THREE, 100_000),
         {"default": "", "n-step 3": "--n-step 3"},
         "Targets of three rewards help",
         each(THREE, ["n-step 3"], "above", "default"),
@@ -305,16 +296,16 @@ STUDIES = {
         note=f"our own question; {AFTERWARDS}",
     ),
     "mujoco": Study(
-        steps(1_000_000, [*MUJOCO, "Swimmer-v4"]),
+        dict.fromkeys([*MUJOCO, "Swimmer-v4"], 1_000_000),
         {"default": "", "gamma 0.999": "--gamma 0.999"},
         script="sac_continuous.py",
         only={"gamma 0.999": "Swimmer-v4"},
         note="a benchmark; Swimmer is known to learn little with a discount of 0.99: with one of "
         "0.999 too",
     ),
-    "dmc": Study(steps(500_000, SUITE), {"default": ""}, script="sac_dmc.py"),
+    "dmc": Study(dict.fromkeys(SUITE, 500_000), {"default": ""}, script="sac_dmc.py"),
     "presets": Study(
-        steps(1_000_000, MUJOCO),
+        dict.fromkeys(MUJOCO, 1_000_000),
         {"ours": ""}
         | {p: f"--preset {p}" for p in ("haarnoja", "stable-baselines", "spinningup", "yarats")},
         note="all five in this implementation: their settings, not their code",
@@ -340,7 +331,7 @@ STUDIES = {
         note="a benchmark of a few hours",
     ),
     "dmc-100k": Study(
-        steps(100_000, FOUR),
+        dict.fromkeys(FOUR, 100_000),
         {"default": ""},
         script="sac_dmc.py",
         seeds=3,

@@ -63,19 +63,6 @@ def flags_of(params: dict) -> list[str]:
 # ---------------------------------------------------------------- one run of a trial
 
 
-def ended_how(job: Job, runs: Path) -> str:
-    """Of a run that is not at work: finished, diverged, lost (to be continued), or what it said."""
-    if job.run.finished(runs):
-        return "finished"
-    said = job.run.said(runs)
-    if any(" is not finite at step " in line for line in said):  # as the scripts say it
-        return "diverged"
-    if job.tries < 2:
-        return "lost"
-    last = said[-1] if said else ""
-    return f"ended with exit code {job.process.returncode}: {last} ({job.log})"
-
-
 def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
     """Carry out a run, or what is left of it; yields, now and then, its returns by evaluation."""
     job = Job(run)
@@ -88,19 +75,22 @@ def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
                 # Several environments step over the multiples of the frequency.
                 step = run.steps if step >= run.steps else step // frequency * frequency
                 returns[step] = value
-            how = ended_how(job, runs) if over else "at work"
-            if how == "diverged":
+            if over and run.finished(runs):
+                yield returns
+                return
+            said = run.said(runs) if over else []
+            if any(" is not finite at step " in line for line in said):  # as the scripts say it
                 which = f"{run.variant}: {run.env_id}, seed {run.seed}"
                 say(f"{which} diverged, what it had left counts 0")
                 due = [*range(frequency, run.steps, frequency), run.steps]
-                returns = dict.fromkeys(due, -math.inf) | returns
-            if how not in ("at work", "finished", "diverged", "lost"):
-                raise RunFailed(f"{run.env_id}, seed {run.seed} {how}")
-            if how == "lost":
+                yield dict.fromkeys(due, -math.inf) | returns
+                return
+            if over and job.tries == 2:
+                how = f"ended with exit code {job.process.returncode}: {(said or [''])[-1]}"
+                raise RunFailed(f"{run.env_id}, seed {run.seed} {how} ({job.log})")
+            if over:
                 job.start(runs, track=False)  # nothing happens while another process has the run
             yield returns
-            if how in ("finished", "diverged"):
-                return
     finally:
         if job.process and job.process.poll() is None:
             job.process.send_signal(signal.SIGINT)  # it leaves at once, its checkpoint is whole

@@ -22,12 +22,10 @@ def build(entity: str, project: str, name: str, study: Study, text: str) -> wr.R
         keys = {run.variant: sorted(run.keys) for run in here}
         # The key of a run is its experiment's name: those shared with other studies are found too.
         # All runs of a set have the environment in common: grouped by it, they make one line.
-        which = lambda known: dict(
-            filters=f"Config('exp_name') in {known}", groupby=["config.env_id"]
-        )
-        runsets = [
-            wr.Runset(entity, project, name=label, **which(known)) for label, known in keys.items()
-        ]
+        runsets = []
+        for label, known in keys.items():
+            which = dict(filters=f"Config('exp_name') in {known}", groupby=["config.env_id"])
+            runsets.append(wr.Runset(entity, project, name=label, **which))
         curve = wr.LinePlot(
             title=env_id,
             x="Step",

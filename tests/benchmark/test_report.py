@@ -62,7 +62,7 @@ def here(monkeypatch, tmp_path):
     """A repository of its own: results, runs and one study, x, with rows committed for it."""
     for module in (report, judge):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-        monkeypatch.setattr(module, "REPETITIONS", 200)
+    monkeypatch.setattr(judge, "REPETITIONS", 200)
     studies = {"x": PLAIN}
     for module in (report, runs):
         monkeypatch.setattr(module, "STUDIES", studies)
@@ -681,7 +681,7 @@ def test_without_the_runs_the_rows_are_all_there_is(here, real, monkeypatch):
 def test_a_committed_failure_stays_one_where_the_runs_are_not(here):
     rows = lose(synthetic(PLAIN), "better", 3, "failed with exit code 1")
     commit(rows)
-    again = judge.collect("x", PLAIN, here / "runs")
+    again, _ = judge.collect("x", PLAIN, here / "runs")
     assert list(again.runs.state) == list(rows.runs.state)
     text, summary = report.write_text("x", PLAIN, again, again.where(lambda table: table.seed > 99))
     assert summary == "open so far" and "open (a run of better failed)" in text
@@ -691,7 +691,7 @@ def test_a_failure_gives_way_to_another_study_that_finished_the_run(here):
     failed = lose(synthetic(PLAIN), "better", 3, "failed with exit code 1")
     commit(failed)
     commit(synthetic(PLAIN), "y")
-    again = judge.collect("x", PLAIN, here / "runs")
+    again, _ = judge.collect("x", PLAIN, here / "runs")
     assert set(again.runs.state) == {"finished"} and len(again.returns) == 5 * 32
 
 
@@ -701,12 +701,13 @@ def test_a_run_that_was_made_with_two_equal_scripts_counts_once(here, monkeypatc
         table["key"] = table.key.str.replace(r"\..*", ".0123456789", regex=True)
     commit(judge.Rows(*(pd.concat(pair) for pair in zip(older, rows))))
     monkeypatch.setattr(runs, "same_as", lambda code: {code, "0123456789"})
-    again = judge.collect("x", PLAIN, here / "runs")
+    again, _ = judge.collect("x", PLAIN, here / "runs")
     assert set(again.returns.key) == {run.key for run in runs_of("x", PLAIN)}
     assert len(again.runs) == 32 and len(again.returns) == 5 * 32
 
 
-def test_hours_and_speeds_are_told_where_runs_have_them():
+def test_hours_and_speeds_are_told_where_runs_have_them(monkeypatch):
+    monkeypatch.setattr(judge, "REPETITIONS", 100)
     rows = synthetic(PLAIN)
     nothing = rows.where(lambda table: table.seed > 99)
     assert "; 16.0 hours of runs. [" in report.write_text("x", PLAIN, rows, nothing)[0]
