@@ -20,16 +20,11 @@ No gradient flows into y, into alpha in (3) or into the entropy in (4). It does 
 action in (3), whose noise is held fixed (reparameterization).
 The paper's (4) has alpha in place of log(alpha).
 
-Read in seven minutes: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
+Read in this order: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
 below the line "Plumbing" may be skipped: environments, checkpoints, logs, checks, speed.
 
 Shapes: B batch, N environments, C critics, O observation and A action dimensions.
 """
-
-import signal
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports ends in silence
 
 import copy
 import ctypes
@@ -41,6 +36,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 import threading
@@ -53,6 +49,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the slow imports ends in silence
 
 import gymnasium as gym
 import numpy as np
@@ -103,7 +102,7 @@ class Args:
     threads: int = min(2, torch.get_num_threads())  # CPU threads; 1 while the cores are contended
     # compile the update; auto: in runs of 50,000 steps or more
     compile: Literal["auto", "on", "off"] = "auto"
-    # of matrix products; auto: float32; medium: the critics in bfloat16 (see docs/speed.md)
+    # precision of matrix products; auto: float32; medium: critics in bfloat16 (docs/speed.md)
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
 
     # Variants: how many critics
@@ -235,13 +234,14 @@ class ReplayBuffer:
             self.rows[self.count % len(self.rows)] = row
             self.count += 1
 
-    def sample(self, batch_size: int, random: torch.Generator) -> torch.Tensor:
+    def sample(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Row indices (B,), drawn with replacement, uniformly or by priority."""
-        index = torch.randint(len(self), (batch_size,), generator=random, device=self.rows.device)
+        device = self.rows.device
+        index = torch.randint(len(self), (batch_size,), generator=generator, device=device)
         if self.args.prioritized_replay:
             # PER (Schaul et al. 2015, arXiv 1511.05952), proportional.
             priority = self.rows[: len(self), -1].double() ** 0.7
-            index = priority.multinomial(batch_size, replacement=True, generator=random)
+            index = priority.multinomial(batch_size, replacement=True, generator=generator)
         if self.args.combined_replay:
             # CER (Zhang & Sutton 2017, arXiv 1712.01275).
             for i in range(min(self.args.num_envs, batch_size)):
@@ -344,7 +344,8 @@ class Critics(nn.Module):
         self.weights = nn.ParameterList([torch.empty(count, *size) for size in sizes])
         self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
         for weight in self.weights:
-            # A stack would pass for the kernels of a convolution: one critic after the other.
+            # One critic at a time: xavier_uniform_ would take all three dimensions for those of a
+            # convolution, and misjudge the number of inputs.
             for one_critic in weight.data:
                 INITS[args.init](one_critic.T)
         if args.init == "torch":
@@ -366,7 +367,8 @@ class Critics(nn.Module):
             if self.args.layer_norm:
                 x = F.layer_norm(x, x.shape[-1:])
             x = self.activation(x)
-        # The last layer has one output: to multiply and sum is faster than a batched product.
+        # (C, B, H) * (C, 1, H), summed over the H hidden units: with one output this is faster
+        # than a batched product.
         return (x * self.weights[-1].mT).sum(-1) + self.biases[-1].squeeze(-1)
 
     def linear(self, x: torch.Tensor, layer: int) -> torch.Tensor:
@@ -578,23 +580,23 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, lr: float):
         super().__init__()
-        self.moved = list(parameters)  # a plain list: these parameters belong to the network
-        # A number is a constant once compiled. To schedule it, make it a buffer and fill_() that.
+        self.params = list(parameters)  # a plain list: these parameters belong to the network
+        # Another number means compiling anew. To schedule it, make it a buffer and fill_() that.
         self.lr = lr
         # The moments are parameters only so that state_dict() has them.
-        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
-        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
+        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.params])
+        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.params])
         self.requires_grad_(False)
         self.register_buffer("steps", torch.zeros(()))
 
     @torch.no_grad()
     def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
         """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
-        gradients = torch.autograd.grad(loss, self.moved)
+        gradients = torch.autograd.grad(loss, self.params)
         self.steps += 1
         step_size = self.lr / (1 - beta1**self.steps)
         square_scale = (1 - beta2**self.steps).sqrt()
-        for p, gradient, mean, square in zip(self.moved, gradients, self.mean, self.square):
+        for p, gradient, mean, square in zip(self.params, gradients, self.mean, self.square):
             mean.lerp_(gradient, 1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             denominator = square.sqrt().div_(square_scale).add_(eps)
@@ -606,15 +608,15 @@ class Adam(nn.Module):
 def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     """Act, learn, step and store, report, until --total-timesteps. Returns the step reached."""
     # All of training's randomness but that of the environments comes from this one stream.
-    random = torch.Generator(agent.device).manual_seed(args.seed)
+    generator = torch.Generator(agent.device).manual_seed(args.seed)
     buffer = make_buffer(args, agent, checkpoint)
-    step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, random)
+    step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, generator)
     logger = Logger(args, folder, step)
-    threads = Threads(args.threads, random.device)
+    threads = Threads(args.threads, generator.device)
     learn, act = compile_update(args, agent, buffer)
-    storage = make_storage(args, buffer, random)
+    storage = make_storage(args, buffer, generator)
     if checkpoint is None:
-        save_checkpoint(folder, agent, buffer, random, step)  # it can be resumed from now on
+        save_checkpoint(folder, agent, buffer, generator, step)  # it can be resumed from now on
     envs, obs, episodes = start_envs(args, step)
     losses = {}
     while step < args.total_timesteps:
@@ -623,16 +625,15 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             agent.observe(obs)
         if step < random_steps(args):
             if storage.rounds % args.hold_noise == 0:
-                action = uniform_actions((args.num_envs, agent.action_dim), random)
+                action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
-            action = act(obs, normal_noise((args.num_envs, agent.action_dim), random))
+            action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
 
-        # Learn, once learning has started: one update per action, or as many as are due. It comes
-        # before the step, so that a GPU works on it while the environments step; the buffer ends
-        # with the last round.
+        # Learn, once learning has started: one update per action, or as many as are due. Most
+        # implementations step first. This order lets a GPU learn while the environments step.
         next_step = step + steps_per_round(args)
         for update in range(updates_due(args, step), updates_due(args, next_step)):
-            losses |= learn_once(args, agent, buffer, random, learn, update)
+            losses |= learn_once(args, agent, buffer, generator, learn, update)
         threads.give_way()  # if other processes want the cores
 
         # Step, and store what happened. Where an episode ended, the environment has reset itself:
@@ -657,7 +658,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             save_if_best(folder, agent, step, returns.mean())
         if due(args, args.checkpoint_frequency, step):
             storage.cut()
-            save_checkpoint(folder, agent, buffer, random, step)
+            save_checkpoint(folder, agent, buffer, generator, step)
             # Environments cannot be saved: every run, resumed or not, makes them anew here. The
             # episode that this cuts off was not terminated, so its last step still bootstraps.
             envs.close()
@@ -672,15 +673,15 @@ def random_steps(args: Args) -> int:
     return args.learning_starts if args.random_steps < 0 else args.random_steps
 
 
-def learn_once(args, agent, buffer, random, learn, update: int) -> dict[str, torch.Tensor]:
+def learn_once(args, agent, buffer, generator, learn, update: int) -> dict[str, torch.Tensor]:
     """The update of the given number: its noise and its batch, and what PER learns from it."""
     policy_updates = policy_updates_at(args, update)
-    noise = normal_noise((1 + policy_updates, args.batch_size, agent.action_dim), random)
+    noise = normal_noise((1 + policy_updates, args.batch_size, agent.action_dim), generator)
     if args.critics_subset or args.dropout:
         # These draw from PyTorch's global stream: so they draw the same after a resume.
-        seed = torch.randint(2**62, (), generator=random, device=random.device)
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         torch.manual_seed(seed.item())
-    index = buffer.sample(args.batch_size, random)
+    index = buffer.sample(args.batch_size, generator)
     losses = learn(index, noise, policy_updates)
     if args.prioritized_replay:
         buffer.set_priorities(index, losses.pop("td_error"))
@@ -703,11 +704,11 @@ def policy_updates_at(args: Args, update: int) -> int:
     return args.policy_frequency if args.compensate else 1
 
 
-def make_storage(args: Args, buffer: ReplayBuffer, random: torch.Generator) -> "Storage":
+def make_storage(args: Args, buffer: ReplayBuffer, generator: torch.Generator) -> "Storage":
     if args.n_step > 1:
         return NStepSums(args, buffer)
     if args.hindsight:
-        return Hindsight(args, buffer, random)
+        return Hindsight(args, buffer, generator)
     return Storage(args, buffer)
 
 
@@ -775,9 +776,9 @@ class Hindsight(Storage):
     environment rewards that goal. They are stored when the episode ends or is cut.
     """
 
-    def __init__(self, args: Args, buffer: ReplayBuffer, random: torch.Generator):
+    def __init__(self, args: Args, buffer: ReplayBuffer, generator: torch.Generator):
         super().__init__(args, buffer)
-        self.random = random
+        self.generator = generator
         env = make_env(args)  # only asked for rewards
         self.env = env.unwrapped
         self.goal_shape, self.achieved, self.desired = goal_columns(env.env.observation_space)
@@ -807,8 +808,8 @@ class Hindsight(Storage):
             return np.full(length, length - 1)
         # Uniformly from the step itself to the last one.
         step = np.arange(length)
-        share = torch.rand(length, generator=self.random, device=self.random.device)
-        return step + (share.cpu().double().numpy() * (length - step)).astype(int)
+        uniform = torch.rand(length, generator=self.generator, device=self.generator.device)
+        return step + (uniform.cpu().double().numpy() * (length - step)).astype(int)
 
     def judge(self, achieved, goal, terminated) -> tuple[np.ndarray, np.ndarray]:
         """Reward and end (length,) that the environment gives for goals (length, G)."""
@@ -830,14 +831,14 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     makers = [lambda: make_env(args) for _ in range(args.eval_episodes)]
     makers[0] = lambda: make_env(args, video)
     envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
-    random = torch.Generator(agent.device).manual_seed(args.seed)
-    noise = torch.zeros(envs.action_space.shape, device=random.device)
+    generator = torch.Generator(agent.device).manual_seed(args.seed)
+    noise = torch.zeros(envs.action_space.shape, device=generator.device)
     returns = np.zeros(args.eval_episodes)
     success = np.full(args.eval_episodes, np.nan)
     running = np.ones(args.eval_episodes, dtype=bool)
     for _ in range(10_000 // steps_per_action(args)):
         if stochastic:
-            noise = normal_noise(noise.shape, random)
+            noise = normal_noise(noise.shape, generator)
         obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
         returns += reward * running
         ended = running & (terminated | truncated)
@@ -855,7 +856,7 @@ def main():
     args, changed = parse_args()
     check_flags(args)
     checkpoint = load_checkpoint(args) if args.resume or args.evaluate else None
-    # What cannot be made or filmed fails now, not hours later.
+    # What cannot be made or recorded fails now, not hours later.
     env = make_env(args, Path("unused") if args.capture_video else None)
     args.env_id = full_name(args, env)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1085,14 +1086,14 @@ def steps_per_action(args: Args) -> int:
     return steps_per_round(args) // args.num_envs
 
 
-def uniform_actions(shape: tuple[int, ...], random: torch.Generator) -> np.ndarray:
+def uniform_actions(shape: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
     """Actions drawn uniformly from [-1, 1]."""
-    share = torch.rand(shape, generator=random, device=random.device)
-    return (share * 2 - 1).cpu().numpy()
+    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    return (uniform * 2 - 1).cpu().numpy()
 
 
-def normal_noise(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=random, device=random.device)
+def normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 class Episodes:
@@ -1186,7 +1187,7 @@ def make_agent(args: Args, env: gym.Env, device: torch.device, checkpoint: dict 
 
 
 def save_checkpoint(
-    folder: Path, agent: SAC, buffer: ReplayBuffer, random: torch.Generator, step: int
+    folder: Path, agent: SAC, buffer: ReplayBuffer, generator: torch.Generator, step: int
 ):
     filled = buffer.rows[: len(buffer)]
     stop_unless_finite({"replay": filled.sum()}, step, folder)
@@ -1195,20 +1196,20 @@ def save_checkpoint(
         # By way of numpy: torch.save of a slice would write the rows that are still empty too.
         "rows": torch.from_numpy(filled.cpu().numpy()),
         "count": buffer.count,
-        "random": random.get_state(),
+        "random": generator.get_state(),
         "step": step,
         "versions": versions(),
     }
     write_atomically(state, folder / "checkpoint.pt")
 
 
-def restore_replay(checkpoint: dict, buffer: ReplayBuffer, random: torch.Generator) -> int:
+def restore_replay(checkpoint: dict, buffer: ReplayBuffer, generator: torch.Generator) -> int:
     """Fill the replay buffer and set the random stream; the step at which to go on."""
     # make_agent() has loaded the agent.
     buffer.rows[: len(checkpoint["rows"])] = checkpoint["rows"]
     buffer.count = checkpoint["count"]
-    if len(checkpoint["random"]) == len(random.get_state()):  # not so on another kind of device
-        random.set_state(checkpoint["random"])
+    if len(checkpoint["random"]) == len(generator.get_state()):  # not so on another kind of device
+        generator.set_state(checkpoint["random"])
     step = checkpoint["step"]
     checkpoint.clear()  # its tensors are mapped from a file that the next checkpoint replaces
     return step
@@ -1301,16 +1302,16 @@ def load_agent(checkpoint: dict, agent: SAC) -> str | None:
 
 
 def fault_of_replay(checkpoint: dict, agent: SAC, args: Args) -> str | None:
-    rows, random = checkpoint["rows"], checkpoint["random"]
+    rows, state = checkpoint["rows"], checkpoint["random"]
     capacity, width = make_buffer(args, agent, checkpoint).rows.shape
     shape = (min(checkpoint["count"], args.buffer_size), width)
     if rows.shape != shape or rows.dtype != torch.float32 or len(rows) > capacity:
         return f"'rows' is {rows.dtype} of shape {[*rows.shape]}, not torch.float32 of {[*shape]}"
-    if random.dtype != torch.uint8 or random.dim() != 1:
+    if state.dtype != torch.uint8 or state.dim() != 1:
         return "'random' is no state of a random stream"
     try:
-        if len(random) != 16:  # a GPU's state has 16 bytes and cannot be tried here
-            torch.Generator().set_state(random)
+        if len(state) != 16:  # a GPU's state has 16 bytes and cannot be tried here
+            torch.Generator().set_state(state)
     except RuntimeError as error:
         return f"'random' is no state of a random stream: {error}"
     return None
@@ -1403,8 +1404,8 @@ class Logger:
         if self.wandb_run and video and step > self.last_tracked:
             import wandb
 
-            film = wandb.Video(f"{video}-episode-0.mp4", format="mp4")
-            self.wandb_run.log({"eval/video": film}, step=step)
+            clip = wandb.Video(f"{video}-episode-0.mp4", format="mp4")
+            self.wandb_run.log({"eval/video": clip}, step=step)
 
     def close(self):
         self.bar.close()
@@ -1464,7 +1465,7 @@ def video_path(args: Args, folder: Path, step: int, name: str = "") -> Path | No
 
 
 def check_video(video: Path):
-    """ffmpeg is silent where the disk is full: a film without its index cannot be played."""
+    """ffmpeg is silent where the disk is full: a video without its index cannot be played."""
     path = Path(f"{video}-episode-0.mp4")
     if b"moov" not in path.read_bytes():
         raise OSError(f"{path} could not be written")
@@ -1876,13 +1877,11 @@ def compile_update(args: Args, agent: SAC, buffer: ReplayBuffer) -> tuple[Callab
 
     if args.compile == "off":
         return learn, agent.act
-    # Guards stay on: the shape of the noise and the number of policy updates may change.
-    torch._dynamo.reset()
-    options = {}
+    torch._dynamo.reset()  # the graphs of another run in this process would count against a limit
     torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
     torch._dynamo.mark_static_address(buffer.rows)  # CUDA graphs read it where it lies
     on_gpu = agent.device.type == "cuda"
-    options["triton.cudagraphs" if on_gpu else "cpp_wrapper"] = True  # cheaper calls
+    options = {"triton.cudagraphs" if on_gpu else "cpp_wrapper": True}  # cheaper calls
     how = dict(fullgraph=True, dynamic=False, options=options)
     return torch.compile(learn, **how), torch.compile(agent.act, **how)
 
@@ -1901,12 +1900,7 @@ class Threads:
         self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
 
     def reset(self):
-        self.use(self.wanted)
-
-    def use(self, number: int):
-        if torch.get_num_threads() != number:
-            torch.set_num_threads(number)
-            torch._dynamo.reset()  # graphs are compiled for one number of threads
+        torch.set_num_threads(self.wanted)
 
     def give_way(self):
         """Go down to one thread if the last seconds were spent in waiting for a core."""
@@ -1919,7 +1913,7 @@ class Threads:
         waited = computed < 0.75 * self.wanted * seconds and displaced > 50 * seconds
         if seconds < 5 and waited:
             tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
-            self.use(1)
+            torch.set_num_threads(1)  # a compiled update is compiled once more, for one thread
 
 
 if __name__ == "__main__":

@@ -18,16 +18,11 @@ No gradient flows into y, into alpha in (3) or into the entropy in (4). It does 
 action in (3), whose noise is held fixed (reparameterization).
 The paper's (4) has alpha in place of log(alpha).
 
-Read in seven minutes: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
+Read in this order: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
 below the line "Plumbing" may be skipped: environments, checkpoints, logs, checks, speed.
 
 Shapes: B batch, N environments, C critics, O observation and A action dimensions.
 """
-
-import signal
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports ends in silence
 
 import copy
 import ctypes
@@ -39,6 +34,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 import threading
@@ -51,6 +47,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the slow imports ends in silence
 
 import gymnasium as gym
 import numpy as np
@@ -101,7 +100,7 @@ class Args:
     threads: int = min(2, torch.get_num_threads())  # CPU threads; 1 while the cores are contended
     # compile the update; auto: in runs of 50,000 steps or more
     compile: Literal["auto", "on", "off"] = "auto"
-    # of matrix products; auto: float32; medium: the critics in bfloat16 (see docs/speed.md)
+    # precision of matrix products; auto: float32; medium: critics in bfloat16 (docs/speed.md)
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
 
 
@@ -135,9 +134,9 @@ class ReplayBuffer:
             self.rows[self.count % len(self.rows)] = row
             self.count += 1
 
-    def sample(self, batch_size: int, random: torch.Generator) -> torch.Tensor:
+    def sample(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Row indices (B,), drawn uniformly with replacement; buffer[index] is the batch."""
-        return torch.randint(len(self), (batch_size,), generator=random, device=self.rows.device)
+        return torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
 
     def __getitem__(self, index: torch.Tensor) -> Batch:
         """The transitions in the rows `index` (B,)."""
@@ -188,7 +187,8 @@ class Critics(nn.Module):
         self.weights = nn.ParameterList([torch.empty(count, *size) for size in sizes])
         self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
         for weight in self.weights:
-            # A stack would pass for the kernels of a convolution: one critic after the other.
+            # One critic at a time: xavier_uniform_ would take all three dimensions for those of a
+            # convolution, and misjudge the number of inputs.
             for one_critic in weight.data:
                 nn.init.xavier_uniform_(one_critic)
 
@@ -197,7 +197,8 @@ class Critics(nn.Module):
         x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)  # (C, B, O + A)
         x = self.linear(x, 0).relu()
         x = self.linear(x, 1).relu()
-        # The last layer has one output: to multiply and sum is faster than a batched product.
+        # (C, B, H) * (C, 1, H), summed over the H hidden units: with one output this is faster
+        # than a batched product.
         return (x * self.weights[2].mT).sum(-1) + self.biases[2].squeeze(-1)
 
     def linear(self, x: torch.Tensor, layer: int) -> torch.Tensor:
@@ -295,23 +296,23 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, lr: float):
         super().__init__()
-        self.moved = list(parameters)  # a plain list: these parameters belong to the network
-        # A number is a constant once compiled. To schedule it, make it a buffer and fill_() that.
+        self.params = list(parameters)  # a plain list: these parameters belong to the network
+        # Another number means compiling anew. To schedule it, make it a buffer and fill_() that.
         self.lr = lr
         # The moments are parameters only so that state_dict() has them.
-        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
-        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.moved])
+        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.params])
+        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.params])
         self.requires_grad_(False)
         self.register_buffer("steps", torch.zeros(()))
 
     @torch.no_grad()
     def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
         """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
-        gradients = torch.autograd.grad(loss, self.moved)
+        gradients = torch.autograd.grad(loss, self.params)
         self.steps += 1
         step_size = self.lr / (1 - beta1**self.steps)
         square_scale = (1 - beta2**self.steps).sqrt()
-        for p, gradient, mean, square in zip(self.moved, gradients, self.mean, self.square):
+        for p, gradient, mean, square in zip(self.params, gradients, self.mean, self.square):
             mean.lerp_(gradient, 1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             denominator = square.sqrt().div_(square_scale).add_(eps)
@@ -323,30 +324,30 @@ class Adam(nn.Module):
 def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     """Act, learn, step and store, report, until --total-timesteps. Returns the step reached."""
     # All of training's randomness but that of the environments comes from this one stream.
-    random = torch.Generator(agent.device).manual_seed(args.seed)
+    generator = torch.Generator(agent.device).manual_seed(args.seed)
     buffer = make_buffer(args, agent, checkpoint)
-    step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, random)
+    step = 0 if checkpoint is None else restore_replay(checkpoint, buffer, generator)
     logger = Logger(args, folder, step)
-    threads = Threads(args.threads, random.device)
+    threads = Threads(args.threads, generator.device)
     # learn(index, noise) is agent.update(buffer[index], noise), act is agent.act; maybe compiled.
     learn, act = compile_update(args, agent, buffer)
     if checkpoint is None:
-        save_checkpoint(folder, agent, buffer, random, step)  # it can be resumed from now on
+        save_checkpoint(folder, agent, buffer, generator, step)  # it can be resumed from now on
     envs, obs, episodes = start_envs(args, step)
     losses = {}
     while step < args.total_timesteps:
         # Act: uniformly at random at first, then as the policy says.
         if step < args.learning_starts:
-            action = uniform_actions((args.num_envs, agent.action_dim), random)
+            action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
-            action = act(obs, normal_noise((args.num_envs, agent.action_dim), random))
+            action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
 
-        # Learn, once learning has started: one update per action. It comes before the step, so
-        # that a GPU works on it while the environments step; the buffer ends with the last round.
+        # Learn, once learning has started: one update per action. Most implementations step first.
+        # This order lets a GPU learn while the environments step.
         next_step = step + steps_per_round(args)
         for _ in range(min(args.num_envs, next_step - args.learning_starts)):
-            noise = normal_noise((2, args.batch_size, agent.action_dim), random)
-            index = buffer.sample(args.batch_size, random)
+            noise = normal_noise((2, args.batch_size, agent.action_dim), generator)
+            index = buffer.sample(args.batch_size, generator)
             losses = learn(index, noise)
         threads.give_way()  # if other processes want the cores
 
@@ -371,7 +372,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             logger.log_evaluation(returns, success, step)
             save_if_best(folder, agent, step, returns.mean())
         if due(args, args.checkpoint_frequency, step):
-            save_checkpoint(folder, agent, buffer, random, step)
+            save_checkpoint(folder, agent, buffer, generator, step)
             # Environments cannot be saved: every run, resumed or not, makes them anew here. The
             # episode that this cuts off was not terminated, so its last step still bootstraps.
             envs.close()
@@ -391,14 +392,14 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     makers = [lambda: make_env(args) for _ in range(args.eval_episodes)]
     makers[0] = lambda: make_env(args, video)
     envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
-    random = torch.Generator(agent.device).manual_seed(args.seed)
-    noise = torch.zeros(envs.action_space.shape, device=random.device)
+    generator = torch.Generator(agent.device).manual_seed(args.seed)
+    noise = torch.zeros(envs.action_space.shape, device=generator.device)
     returns = np.zeros(args.eval_episodes)
     success = np.full(args.eval_episodes, np.nan)
     running = np.ones(args.eval_episodes, dtype=bool)
     for _ in range(10_000 // steps_per_action(args)):
         if stochastic:
-            noise = normal_noise(noise.shape, random)
+            noise = normal_noise(noise.shape, generator)
         obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
         returns += reward * running
         ended = running & (terminated | truncated)
@@ -416,7 +417,7 @@ def main():
     args, changed = parse_args()
     check_flags(args)
     checkpoint = load_checkpoint(args) if args.resume or args.evaluate else None
-    # What cannot be made or filmed fails now, not hours later.
+    # What cannot be made or recorded fails now, not hours later.
     env = make_env(args, Path("unused") if args.capture_video else None)
     args.env_id = full_name(args, env)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -586,14 +587,14 @@ def steps_per_action(args: Args) -> int:
     return steps_per_round(args) // args.num_envs
 
 
-def uniform_actions(shape: tuple[int, ...], random: torch.Generator) -> np.ndarray:
+def uniform_actions(shape: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
     """Actions drawn uniformly from [-1, 1]."""
-    share = torch.rand(shape, generator=random, device=random.device)
-    return (share * 2 - 1).cpu().numpy()
+    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    return (uniform * 2 - 1).cpu().numpy()
 
 
-def normal_noise(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=random, device=random.device)
+def normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 class Episodes:
@@ -680,7 +681,7 @@ def make_agent(args: Args, env: gym.Env, device: torch.device, checkpoint: dict 
 
 
 def save_checkpoint(
-    folder: Path, agent: SAC, buffer: ReplayBuffer, random: torch.Generator, step: int
+    folder: Path, agent: SAC, buffer: ReplayBuffer, generator: torch.Generator, step: int
 ):
     filled = buffer.rows[: len(buffer)]
     stop_unless_finite({"replay": filled.sum()}, step, folder)
@@ -689,20 +690,20 @@ def save_checkpoint(
         # By way of numpy: torch.save of a slice would write the rows that are still empty too.
         "rows": torch.from_numpy(filled.cpu().numpy()),
         "count": buffer.count,
-        "random": random.get_state(),
+        "random": generator.get_state(),
         "step": step,
         "versions": versions(),
     }
     write_atomically(state, folder / "checkpoint.pt")
 
 
-def restore_replay(checkpoint: dict, buffer: ReplayBuffer, random: torch.Generator) -> int:
+def restore_replay(checkpoint: dict, buffer: ReplayBuffer, generator: torch.Generator) -> int:
     """Fill the replay buffer and set the random stream; the step at which to go on."""
     # make_agent() has loaded the agent.
     buffer.rows[: len(checkpoint["rows"])] = checkpoint["rows"]
     buffer.count = checkpoint["count"]
-    if len(checkpoint["random"]) == len(random.get_state()):  # not so on another kind of device
-        random.set_state(checkpoint["random"])
+    if len(checkpoint["random"]) == len(generator.get_state()):  # not so on another kind of device
+        generator.set_state(checkpoint["random"])
     step = checkpoint["step"]
     checkpoint.clear()  # its tensors are mapped from a file that the next checkpoint replaces
     return step
@@ -795,16 +796,16 @@ def load_agent(checkpoint: dict, agent: SAC) -> str | None:
 
 
 def fault_of_replay(checkpoint: dict, agent: SAC, args: Args) -> str | None:
-    rows, random = checkpoint["rows"], checkpoint["random"]
+    rows, state = checkpoint["rows"], checkpoint["random"]
     capacity, width = make_buffer(args, agent, checkpoint).rows.shape
     shape = (min(checkpoint["count"], args.buffer_size), width)
     if rows.shape != shape or rows.dtype != torch.float32 or len(rows) > capacity:
         return f"'rows' is {rows.dtype} of shape {[*rows.shape]}, not torch.float32 of {[*shape]}"
-    if random.dtype != torch.uint8 or random.dim() != 1:
+    if state.dtype != torch.uint8 or state.dim() != 1:
         return "'random' is no state of a random stream"
     try:
-        if len(random) != 16:  # a GPU's state has 16 bytes and cannot be tried here
-            torch.Generator().set_state(random)
+        if len(state) != 16:  # a GPU's state has 16 bytes and cannot be tried here
+            torch.Generator().set_state(state)
     except RuntimeError as error:
         return f"'random' is no state of a random stream: {error}"
     return None
@@ -897,8 +898,8 @@ class Logger:
         if self.wandb_run and video and step > self.last_tracked:
             import wandb
 
-            film = wandb.Video(f"{video}-episode-0.mp4", format="mp4")
-            self.wandb_run.log({"eval/video": film}, step=step)
+            clip = wandb.Video(f"{video}-episode-0.mp4", format="mp4")
+            self.wandb_run.log({"eval/video": clip}, step=step)
 
     def close(self):
         self.bar.close()
@@ -958,7 +959,7 @@ def video_path(args: Args, folder: Path, step: int, name: str = "") -> Path | No
 
 
 def check_video(video: Path):
-    """ffmpeg is silent where the disk is full: a film without its index cannot be played."""
+    """ffmpeg is silent where the disk is full: a video without its index cannot be played."""
     path = Path(f"{video}-episode-0.mp4")
     if b"moov" not in path.read_bytes():
         raise OSError(f"{path} could not be written")
@@ -1319,15 +1320,11 @@ def compile_update(args: Args, agent: SAC, buffer: ReplayBuffer) -> tuple[Callab
 
     if args.compile == "off":
         return learn, agent.act
-    # Guards are skipped, because nothing guarded changes here. So a value that shall change, such
-    # as a scheduled learning rate, must be a tensor; and another run's graph in this process would
-    # pass for ours: forget it.
-    torch._dynamo.reset()
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    torch._dynamo.reset()  # the graphs of another run in this process would count against a limit
     torch._dynamo.config.trace_autograd_ops = True  # gradients inside the one graph
     torch._dynamo.mark_static_address(buffer.rows)  # CUDA graphs read it where it lies
     on_gpu = agent.device.type == "cuda"
-    options["triton.cudagraphs" if on_gpu else "cpp_wrapper"] = True  # cheaper calls
+    options = {"triton.cudagraphs" if on_gpu else "cpp_wrapper": True}  # cheaper calls
     how = dict(fullgraph=True, dynamic=False, options=options)
     return torch.compile(learn, **how), torch.compile(agent.act, **how)
 
@@ -1346,12 +1343,7 @@ class Threads:
         self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
 
     def reset(self):
-        self.use(self.wanted)
-
-    def use(self, number: int):
-        if torch.get_num_threads() != number:
-            torch.set_num_threads(number)
-            torch._dynamo.reset()  # graphs are compiled for one number of threads
+        torch.set_num_threads(self.wanted)
 
     def give_way(self):
         """Go down to one thread if the last seconds were spent in waiting for a core."""
@@ -1364,7 +1356,7 @@ class Threads:
         waited = computed < 0.75 * self.wanted * seconds and displaced > 50 * seconds
         if seconds < 5 and waited:
             tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
-            self.use(1)
+            torch.set_num_threads(1)  # a compiled update is compiled once more, for one thread
 
 
 if __name__ == "__main__":

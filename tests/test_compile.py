@@ -192,6 +192,37 @@ def test_an_update_is_one_graph_which_later_updates_use_again(sac, traced):
     assert len(traced) == 1
 
 
+@pytest.mark.parametrize("change", ["gamma", "actor_optimizer.lr"])
+def test_a_number_that_changes_counts_at_once(sac, traced, change):
+    """Who edits the update may schedule a number: compiled code must not keep the first one."""
+    agent, args = make_agent(sac, compile="on")
+    buffer = filled_buffer(sac, 50)
+    learn = learner(sac, agent, args, buffer)
+    random = torch.Generator().manual_seed(0)
+    learn(*draw(buffer, random, batch_size=8))
+    owner, _, name = change.rpartition(".")
+    setattr(agent.get_submodule(owner), name, 0.5)
+    index, noise = draw(buffer, random, batch_size=8)
+    uncompiled = deepcopy(agent)
+    expected = uncompiled.update(buffer[index], noise)
+    same(learn(index, noise), expected, 1e-5)
+    same(agent.state_dict(), uncompiled.state_dict(), 1e-5)
+    assert len(traced) == 2
+
+
+def test_a_number_that_changes_at_each_step_stops_the_run(sac, traced):
+    """And is not compiled a million times."""
+    agent, args = make_agent(sac, compile="on")
+    buffer = filled_buffer(sac, 50)
+    learn = learner(sac, agent, args, buffer)
+    random = torch.Generator().manual_seed(0)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        for step in range(100):
+            agent.gamma = 1 / (2 + step)
+            learn(*draw(buffer, random, batch_size=8))
+    assert len(traced) == torch._dynamo.config.recompile_limit
+
+
 def test_a_second_run_in_a_process_is_not_taken_for_the_first(sac, traced):
     index, noise = draw(filled_buffer(sac, 50), torch.Generator().manual_seed(0), batch_size=8)
     for gamma in (0.9, 0.5):
@@ -305,18 +336,18 @@ def test_the_number_of_threads_changes_no_bits(sac, compiled, precision, tmp_pat
     same(one, two)
 
 
-def test_graphs_of_another_number_of_threads_are_forgotten(sac, traced):
-    """Compiled code holds the number of threads, and no guard of ours looks at it."""
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    double = torch.compile(lambda x: 2 * x, options=options)
-    torch.set_num_threads(2)
-    threads = sac.Threads(2, torch.device("cpu"))
-    numbers = []
+def test_each_number_of_threads_has_a_graph_of_its_own(sac, traced):
+    """Compiled code holds the number of threads: that of two would use two where one is left."""
+    agent, args = make_agent(sac, compile="on")
+    buffer = filled_buffer(sac, 50)
+    learn = learner(sac, agent, args, buffer)
+    random = torch.Generator().manual_seed(0)
+    graphs = []
     for number in (2, 1, 1, 2):
-        threads.use(number)
-        double(torch.ones(3))
-        numbers.append((torch.get_num_threads(), len(traced)))
-    assert numbers == [(2, 1), (1, 2), (1, 2), (2, 3)]
+        torch.set_num_threads(number)
+        learn(*draw(buffer, random, batch_size=8))
+        graphs.append(len(traced))
+    assert graphs == [1, 2, 2, 2]
 
 
 class Crowded:

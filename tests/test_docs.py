@@ -23,6 +23,7 @@ import tyro
 
 import sac_continuous
 from benchmark import report, run, tune
+from benchmark.runs import runs_of
 from benchmark.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
@@ -248,8 +249,16 @@ def namespace(finished, monkeypatch) -> dict:
 
 def blocks_to_run(finished: Path) -> list[tuple[str, str]]:
     found = re.findall(RUN_BLOCK, HOW_TO.read_text(), re.S)
-    assert len(found) == 5
+    assert len(found) == 6
     return [(kind, text.replace("FOLDER", finished.name)) for kind, text in found]
+
+
+@pytest.mark.slow
+def test_the_loaded_agent_is_the_one_of_the_run(namespace, finished):
+    loaded, expected = namespace["agent"].state_dict(), agent_of(finished).state_dict()
+    assert loaded.keys() == expected.keys() and loaded
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert -17 < namespace["reward"] < 0
 
 
 @pytest.mark.slow
@@ -453,7 +462,7 @@ def test_a_table_has_at_most_six_columns(page):
 
 def final_returns(study: str) -> dict[str, list[float]]:
     """The last evaluation of each seed, by task, of this version of the script."""
-    last, keys = {}, report.keys_of(study, STUDIES[study])
+    last, keys = {}, set().union(*(run.keys for run in runs_of(study, STUDIES[study])))
     with open(ROOT / "benchmark" / "results" / study / "returns.csv", newline="") as file:
         for row in csv.DictReader(file):
             run = (row["env_id"], int(row["seed"]))
