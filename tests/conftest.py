@@ -14,6 +14,9 @@ from helpers import SCRIPTS, Watched
 
 import sac_continuous
 
+# The files that take longest begin first, so that all workers end at about the same time.
+LONGEST = "cluster resume run compile variant_diffs cli outputs docs ablations damage learning"
+LONGEST_FIRST = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}
 LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train for many seconds
 
 
@@ -35,6 +38,7 @@ def is_meant(item) -> bool:
 
 def pytest_collection_modifyitems(items):
     items[:] = [item for item in items if is_meant(item)]
+    items.sort(key=lambda item: LONGEST_FIRST.get(item.path.stem, len(LONGEST_FIRST)))
     for item in items:
         if is_run_of_a_copy(item) or LONG & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
@@ -70,8 +74,10 @@ def gymnasium_only(sac, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def as_python_starts():
+    """One thread, and no death where nobody reads on: some tests run programs that set this."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 @pytest.fixture

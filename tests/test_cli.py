@@ -402,12 +402,16 @@ class TestCompiledCode:
     @once
     @pytest.mark.slow
     @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no compiler")
-    def test_is_there_after_a_run(self, sac, tmp_path):
+    def test_is_there_after_a_compilation(self, sac, tmp_path):
+        """The compilation by which a run sees whether there is a compiler: the first of its own."""
+        program = tmp_path / "program.py"
+        choose = "choose_compilation(Args(compile='on'), torch.device('cpu'))"
+        program.write_text(f"import torch\nfrom sac_continuous import *\n{choose}\n")
         folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+        folders |= {"PYTHONPATH": str(Path(sac.__file__).parent)}
         (tmp_path / "tmp").mkdir()
-        flags = f"{small(sac)} --compile on --eval-frequency 0"
-        code, _, err = run(tmp_path, sac, flags, TORCHINDUCTOR_CACHE_DIR=None, **folders)
-        assert code == 0, err
+        code, out, err = run(tmp_path, program, "", TORCHINDUCTOR_CACHE_DIR=None, **folders)
+        assert code == 0 and "no working" not in out, err
         kept = list((tmp_path / "cache" / "one-file-sac").rglob("*.so"))
         assert kept
 

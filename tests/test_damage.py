@@ -1153,28 +1153,20 @@ def test_ctrl_c_soon_after_the_start(script, tmp_path, seconds, flags):
         assert f"Last checkpoint: step {load(folder / 'checkpoint.pt')['step']:,}." in err
 
 
-SURROUNDINGS = {  # environment variables that are none, and what the script may do with them
-    "OMP_NUM_THREADS": "many",
-    "MKL_NUM_THREADS": "-1",
-    "COLUMNS": "wide",
-    "LINES": "0",
-    "TERM": "none",
-    "LANG": "xx_XX",
-    "PYTHONIOENCODING": "ascii",
-    "TMPDIR": "/no/such/folder",
-    "XDG_CACHE_HOME": "/dev/null",
-    "HOME": "/no/such/folder",
-    "SDL_VIDEODRIVER": "none",
-    "CUDA_VISIBLE_DEVICES": "none",
-    "MPLCONFIGDIR": "/dev/null",
+SURROUNDINGS = {  # values that the environment variables of that kind cannot have
+    "machine": dict(OMP_NUM_THREADS="many", MKL_NUM_THREADS="-1", CUDA_VISIBLE_DEVICES="none"),
+    "terminal": dict(COLUMNS="wide", LINES="0", TERM="none", SDL_VIDEODRIVER="none"),
+    "language": dict(LANG="xx_XX", PYTHONIOENCODING="ascii"),
+    "folders": dict(TMPDIR="/no/such/folder", HOME="/no/such/folder"),
+    "caches": dict(XDG_CACHE_HOME="/dev/null", MPLCONFIGDIR="/dev/null"),
 }
 
 
 @pytest.mark.slow
 @parent_only
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_variables_that_are_none(script, tmp_path, name):
-    process = start(tmp_path, script.module, script.small, **{name: SURROUNDINGS[name]})
+@pytest.mark.parametrize("kind", SURROUNDINGS)
+def test_variables_that_are_none(script, tmp_path, kind):
+    process = start(tmp_path, script.module, script.small, **SURROUNDINGS[kind])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in err, err
 

@@ -7,8 +7,8 @@ import pytest
 from helpers import only_run, run_forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.only("sac_continuous")]
-FLAGS = "--env-id Pendulum-v1 --total-timesteps 6000 --learning-starts 1000 "
-FLAGS += "--eval-frequency 6000 --threads 1"
+FLAGS = "--env-id Pendulum-v1 --total-timesteps 5000 --learning-starts 1000 --batch-size 64 "
+FLAGS += "--eval-frequency 5000 --threads 1"
 
 
 @pytest.mark.parametrize("num_envs, compile", [(1, "on"), (4, "off")])

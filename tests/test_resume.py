@@ -128,7 +128,8 @@ CASES = [
     pytest.param("Hopper-v4", 4, 1, "", marks=[only_continuous, slow]),
     pytest.param("Hopper-v4", 2, 1, "--compile on", marks=[only_continuous, slow]),
     pytest.param("BipedalWalker-v3", 4, 1, "", marks=[only_continuous, slow]),
-    pytest.param("lqr-lqr_2_1", 1, 1, "", marks=[only_dmc, slow]),
+    # Its episodes have no end: each evaluation cuts them at 10,000 steps.
+    pytest.param("lqr-lqr_2_1", 1, 1, "--eval-frequency 300", marks=[only_dmc, slow]),
     pytest.param("cartpole-swingup", 2, 2, "--action-repeat 2", marks=[only_dmc, slow]),
 ]
 
@@ -142,7 +143,8 @@ def test_killed_and_resumed_is_never_killed(sac, tmp_path, env, num_envs, repeat
         pytest.skip("no C++ compiler")
     whole = run_through(sac, tmp_path / "whole", env, f"--num-envs {num_envs} {extra}")
     assert whole["curves"]["losses/qf_loss"].size > 0
-    assert whole["curves"]["eval/episodic_return"].shape == (2, 3)
+    evaluations = 1 if "--eval-frequency 300" in extra else 3
+    assert whole["curves"]["eval/episodic_return"].shape == (2, evaluations)
     if env == "Hopper-v4":
         # The others' episodes are longer than the time between checkpoints.
         assert whole["curves"]["charts/episodic_return"].size > 0
@@ -157,6 +159,8 @@ def test_killed_and_resumed_is_never_killed(sac, tmp_path, env, num_envs, repeat
         die_before_renaming(1),
         die_at_step(100 // per_round),  # while learning, back to step 180 with 60 updates
     ]
+    if "--compile on" in extra:  # each process loads the compiled code, which takes long
+        kills = [die_at_step(200 // per_round)]  # while learning, back to step 180
     flags = f"--env-id {env} {FLAGS} --num-envs {num_envs} {extra}"
     assert run_forked(folder, sac, flags, kills[0]).code == -signal.SIGKILL
     for kill in kills[1:]:

@@ -33,7 +33,7 @@ FLAGS = {
 UNUSED_BY_THE_COPY = {"value_network": "target_critics."}
 SHORT_RUN = "--env-id Pendulum-v1 --total-timesteps 300 --learning-starts 100 --batch-size 16"
 SHORT_RUN += " --eval-frequency 0 --threads 1 --compile off --no-cuda"
-PENDULUM_STEPS = 10_000
+PENDULUM_STEPS = 6_000
 
 
 def command(*names):
@@ -278,8 +278,9 @@ def test_a_copy_computes_the_bits_of_its_flag(name, more, parent, tmp_path):
 @pytest.mark.parametrize("name", ["td3", "ddpg"])
 def test_the_ancestors_swing_up_the_pendulum(name, tmp_path):
     flags = f"--env-id Pendulum-v1 --total-timesteps {PENDULUM_STEPS} --learning-starts 1000"
-    flags += f" --eval-frequency {PENDULUM_STEPS} --threads 1 --compile off --no-cuda"
+    flags += f" --eval-frequency {PENDULUM_STEPS} --batch-size 64"
+    flags += " --threads 1 --compile off --no-cuda"
     run_folder = train(tmp_path / "run", written(name, tmp_path), flags)
     evaluation = torch.load(run_folder / "best.pt", weights_only=True)
     assert evaluation["step"] == PENDULUM_STEPS
-    assert evaluation["return"] > -300
+    assert evaluation["return"] > -500  # a random policy gets about -1200, a perfect one -150

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 100 --log-frequency 20"
 TRAINING = f"{SMALL} --eval-frequency 0"
 TWO = {"default": "", "gamma 0.9": "--gamma 0.9"}
-TINY = Study({"Pendulum-v1": 1500}, TWO, seeds=1, flags=TRAINING)
+TINY = Study({"Pendulum-v1": 900}, TWO, seeds=1, flags=TRAINING)
 BROKEN = Study({"Pendulum-v1": 60}, {"x": "--tau 5 --learning-starts 50"}, seeds=1, flags=TRAINING)
 MISTAKEN = Study({"Pendulum-v1": 60}, {"x": ""}, "a claim")
 RUNNER = f"""

@@ -180,7 +180,7 @@ def test_the_overview_is_redrawn_in_place_however_many_run(tmp_path, monkeypatch
 
 def test_the_overview_tells_what_runs_recorded(undisturbed):
     step, speed, _ = jobs.Job(runs_of("tiny", TINY)[0]).progress(undisturbed / "runs")
-    assert step == 1500 and speed > 0
+    assert step == 900 and speed > 0
     assert jobs.Job(runs_of("broken", BROKEN)[0]).progress(undisturbed / "runs")[:2] == (0, 0)
 
 
@@ -192,7 +192,7 @@ def test_a_run_whose_folder_is_gone_has_recorded_nothing(tmp_path, undisturbed):
     job = jobs.Job(runs_of("tiny", TINY)[0])
     folder = job.run.folder(runs_folder)
     recorded = job.scalars(runs_folder)
-    assert job.progress(runs_folder)[0] == 1500
+    assert job.progress(runs_folder)[0] == 900
     away = folder.rename(tmp_path / "away")
     assert job.scalars(runs_folder) == {} and job.progress(runs_folder)[:2] == (0, 0.0)
     assert job.records.read() == {}  # where it goes between the look and the reading
