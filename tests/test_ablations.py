@@ -1159,7 +1159,7 @@ def test_each_parameter_has_one_optimizer():
     agent = make_agent(value_network=True)
     optimized = []
     for network in ("critic", "actor", "alpha", "value"):
-        optimized += getattr(agent, f"{network}_optimizer").moved
+        optimized += getattr(agent, f"{network}_optimizer").params
     assert len({id(p) for p in optimized}) == len(optimized)  # none has two
     learned = {id(p) for p in agent.parameters() if p.requires_grad}
     assert learned == {id(p) for p in optimized}  # and none has none
@@ -1168,7 +1168,7 @@ def test_each_parameter_has_one_optimizer():
 def test_no_network_collects_anothers_gradients():
     agent = make_agent(value_network=True)
     networks = ("critic", "actor", "alpha", "value")
-    parts = {name: getattr(agent, f"{name}_optimizer").moved for name in networks}
+    parts = {name: getattr(agent, f"{name}_optimizer").params for name in networks}
     parts["target critics"] = parameters(agent.target_critics.requires_grad_(True))
     parts["target value"] = parameters(agent.target_value.requires_grad_(True))
     reached = {}
