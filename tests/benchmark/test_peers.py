@@ -31,11 +31,12 @@ def test_an_evaluation_is_that_of_the_scripts():
 
 def test_the_study_of_peers_gives_all_of_them_the_same_task():
     grid = [run for run in runs_of("peers", STUDIES["peers"]) if run.seed == 1]
-    assert [run.script for run in grid] == ["sac_continuous.py", *["benchmark/peers.py"] * 2]
-    assert "--no-cuda" in grid[0].flags  # peers.py has no GPU either
-    assert (
-        len({run.key for run in grid}) == 3 and len({(run.env_id, run.steps) for run in grid}) == 1
-    )
+    ours, *theirs, control = grid
+    assert (ours.script, control.script) == ("sac_continuous.py", "sac_ablations.py")
+    assert [run.script for run in theirs] == ["benchmark/peers.py"] * 2
+    assert "--no-cuda" in ours.flags and "--no-cuda" in control.flags  # peers.py has no GPU either
+    assert len({run.key for run in grid}) == 4
+    assert len({(run.env_id, run.steps) for run in grid}) == 1
 
 
 def test_without_their_packages_one_line_names_the_requirements(tmp_path, monkeypatch, capsys):
