@@ -36,8 +36,9 @@ class Rows(NamedTuple):
 
 def committed(file: str) -> pd.DataFrame:
     """The rows of all studies' results, with the name of the study."""
+    how = dict(float_precision="round_trip", dtype={"commit": str, "key": str})  # not numbers
     tables = [
-        pd.read_csv(path, float_precision="round_trip").assign(study=path.parent.name)
+        pd.read_csv(path, **how).assign(study=path.parent.name)
         for path in sorted(RESULTS.glob(f"[!.]*/{file}.csv"))
     ]
     tables = [table for table in tables if "key" in table]

@@ -297,7 +297,9 @@ def main():
     parts = {"whole": whole, "floor": floor, "update": update, "start": start, "memory": memory}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "speed.csv"
-    kept = pd.read_csv(path, keep_default_na=False) if path.exists() else None
+    kept = None
+    if path.exists():  # a commit may look like a number
+        kept = pd.read_csv(path, keep_default_na=False, dtype={"commit": str})
     for part in args.parts:
         about = versions(args)
         measured = pd.DataFrame(parts[part](args)).assign(**about)

@@ -678,6 +678,14 @@ def test_without_the_runs_the_rows_are_all_there_is(here, real, monkeypatch):
     ]
 
 
+def test_a_commit_that_looks_like_a_number_stays_as_it_is(here):
+    rows = synthetic(PLAIN)
+    rows.runs["commit"] = "0123456"
+    commit(rows)
+    again, _ = judge.collect("x", PLAIN, here / "runs")
+    assert set(again.runs.commit) == {"0123456"}
+
+
 def test_a_committed_failure_stays_one_where_the_runs_are_not(here):
     rows = lose(synthetic(PLAIN), "better", 3, "failed with exit code 1")
     commit(rows)

@@ -108,12 +108,15 @@ def test_a_measurement_replaces_the_rows_of_its_environments_alone(tmp_path, mon
         return speed.row("memory", env_id, "replay buffer", 0, "", 0, value, "MiB")
 
     monkeypatch.setattr(speed, "RESULTS", tmp_path)
+    about = dict(commit="0123456", versions="", hardware="")  # a commit that looks like a number
+    monkeypatch.setattr(speed, "versions", lambda args: about)
     for measured in ([memory("A", 1.0), memory("B", 2.0)], [memory("B", 3.0)]):
         monkeypatch.setattr(speed, "memory", lambda args, rows=measured: rows)
         monkeypatch.setattr(sys, "argv", ["speed.py", "--parts", "memory"])
         speed.main()
-    kept = pd.read_csv(tmp_path / "speed.csv")
-    assert list(zip(kept.env_id, kept.value)) == [("A", 1.0), ("B", 3.0)]
+    kept = pd.read_csv(tmp_path / "speed.csv", dtype=str)
+    assert list(zip(kept.env_id, kept.value)) == [("A", "1"), ("B", "3")]
+    assert list(kept.commit) == ["0123456"] * 2
     assert not (tmp_path / "speed.png").exists()
 
 
