@@ -34,8 +34,8 @@ SUITE = ["cartpole-balance", "cartpole-swingup", "ball_in_cup-catch", "walker-wa
 SUITE += ["finger-spin", "hopper-stand", "pendulum-swingup", "reacher-easy", "walker-run"]
 LANDER_OF_3 = "--policy-lr 3e-3 --q-lr 3e-3 --hidden 200 --batch-size 200 --buffer-size 50000 "
 LANDER_OF_3 += "--no-autotune --value-network"
-# Those of Stable-Baselines3 and SBX, where they differ from ours.
-THEIR_SETTINGS = "--learning-starts 100 --q-lr 3e-4 --init torch"
+# Those of Stable-Baselines3, where they differ from ours; SBX starts with other weights.
+SETTINGS_OF_SB3 = "--learning-starts 100 --q-lr 3e-4 --init torch"
 THREE = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 FOUR = ["walker-walk", "cartpole-swingup", "ball_in_cup-catch", "cartpole-balance"]
 PENDULUM = "--learning-starts 1000 --eval-frequency 2000 --eval-episodes 100"
@@ -183,6 +183,7 @@ STUDIES = {
         + each([LANDER], ["reward scale 1", "reward scale 5", "reward scale 20"], "below", LANDED),
         flags=f"{LANDER_OF_3} --learning-starts 20000",
         seeds=3,
+        note="planned with five seeds, run with three",
     ),
     "F15": Study(
         {LANDER: 250_000},
@@ -192,6 +193,7 @@ STUDIES = {
         + each([LANDER], ["start 300", "start 10000"], "below", LANDED),
         flags=f"{LANDER_OF_3} --reward-scale 40",
         seeds=3,
+        note="planned with five seeds, run with three",
     ),
     "F16": Study(
         {SWINGUP: 50_000, "Hopper-v4": 100_000},
@@ -318,12 +320,12 @@ STUDIES = {
             "this project": "--no-cuda",
             "Stable-Baselines3": "benchmark/peers.py --library stable-baselines3",
             "SBX": "benchmark/peers.py --library sbx",
-            "this project, their settings": f"sac_ablations.py --no-cuda {THEIR_SETTINGS}",
+            "this project, SB3's settings": f"sac_ablations.py --no-cuda {SETTINGS_OF_SB3}",
         },
         script="sac_continuous.py",
         seeds=3,
         note="their code with their defaults, evaluated as ours is, each run with one thread; our "
-        "code with their settings was added, and run, when the results of the others were known",
+        "code with SB3's settings was added, and run, when the results of the others were known",
     ),
     "quick": Study(
         {"HalfCheetah-v4": 100_000, "Hopper-v4": 100_000, "Pendulum-v1": 10_000},
