@@ -6,9 +6,9 @@
 This is sac_continuous.py with an `if` for each variant. With none chosen it computes the same bits.
 
 A policy pi maximises the discounted sum of reward + alpha * entropy of pi. Two critics Q_c learn
-the soft Q-value of an action: its reward, and gamma times that sum from s' on. They learn from
-replayed (s, a, r, s', d), d = 1 where the task itself ended. Slow copies Q' of the critics make
-the targets:
+the soft Q-value of an action: its reward, and gamma times that sum from the next state on. They
+learn from replayed (s, a, r, s', d), d = 1 where the task itself ended. Slow copies Q' of the
+critics make the targets:
 
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
@@ -21,9 +21,9 @@ action in (3), whose noise is held fixed (reparameterization).
 The paper's (4) has alpha in place of log(alpha).
 
 Read in this order: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
-below the line "Plumbing" may be skipped: environments, checkpoints, logs, checks, speed.
+below the line "Plumbing" may be skipped: Adam, environments, checkpoints, logs, checks, speed.
 
-Shapes: B batch, N environments, C critics, O observation and A action dimensions.
+Shapes: B batch, N environments, C critics, O observation and A action dimensions, H hidden units.
 """
 
 import copy
@@ -77,7 +77,7 @@ class Args:
 
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
-    gamma: float = 0.99  # discount per step
+    gamma: float = 0.99  # discount per action
     tau: float = 0.005  # step of the target critics towards the critics at each update
     batch_size: int = 256  # transitions per update
     learning_starts: int = 5_000  # steps of uniformly random actions before the first update
@@ -239,7 +239,8 @@ class ReplayBuffer:
         device = self.rows.device
         index = torch.randint(len(self), (batch_size,), generator=generator, device=device)
         if self.args.prioritized_replay:
-            # PER (Schaul et al. 2015, arXiv 1511.05952), proportional.
+            # PER (Schaul et al. 2015, arXiv 1511.05952), proportional. The exponents 0.7 and 0.5
+            # and the offset 0.1 are those of F17's source; the paper has 0.6 and 0.4.
             priority = self.rows[: len(self), -1].double() ** 0.7
             index = priority.multinomial(batch_size, replacement=True, generator=generator)
         if self.args.combined_replay:
@@ -255,7 +256,7 @@ class ReplayBuffer:
         return index
 
     def set_priorities(self, index: torch.Tensor, td_error: torch.Tensor):
-        self.rows[index, -1] = td_error + 0.1
+        self.rows[index, -1] = td_error.nan_to_num() + 0.1  # training stops at the next log
 
     def __getitem__(self, index: torch.Tensor) -> Batch:
         """The transitions in the rows `index` (B,)."""
@@ -453,10 +454,10 @@ class SAC(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """One gradient step of every network, from noise (1 + policy updates, B, A).
 
-        `minimize(loss)` of an Adam, below, moves its own parameters alone: the policy's gradient
-        passes through the critics without changing them. Returns 0-d tensors to log,
-        and with prioritized replay td_error (B,). The critics' squared errors count by `weight`
-        (B,), and next_obs is `steps` (B,) after obs.
+        Each optimizer's minimize(loss) is a step of Adam in its own parameters alone. So the
+        gradient of (3) passes through the critics to the action, and leaves their weights as they
+        are. Returns 0-d tensors to log, and with prioritized replay td_error (B,). The critics'
+        squared errors count by `weight` (B,), and next_obs is `steps` (B,) after obs.
         """
         if self.args.normalize_obs:
             obs, next_obs = self.normalize(batch.obs), self.normalize(batch.next_obs)
@@ -503,7 +504,8 @@ class SAC(nn.Module):
             if self.args.clip_targets:
                 # Where rewards lie in [-1, 0] no return leaves these bounds (HER, section 4.4).
                 # A soft value may exceed 0 by its entropy: that is clipped too.
-                target_q = target_q.clamp(-self.args.reward_scale / (1 - self.gamma), 0)
+                lowest = -self.args.reward_scale * self.args.action_repeat / (1 - self.gamma)
+                target_q = target_q.clamp(lowest, 0)
         q = self.critics(batch.obs, batch.action)
         critic_loss = (q - target_q).square().mean()  # (2)
         if self.args.prioritized_replay:
@@ -556,6 +558,13 @@ class SAC(nn.Module):
         if self.args.value_network:
             for target, source in zip(self.target_value.parameters(), self.value.parameters()):
                 target.lerp_(source, tau)
+        if self.args.spectral_norm and self.tau == 1:
+            # Slow copies find their singular vectors as they move. Hard ones need the source's.
+            copies, sources = self.target_critics, self.critics
+            if self.args.value_network:
+                copies, sources = self.target_value, self.value
+            for target, source in zip(copies.buffers(), sources.buffers()):
+                target.lerp_(source, tau)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, noise: torch.Tensor) -> np.ndarray:
@@ -569,38 +578,6 @@ class SAC(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.critics.weights[0].device
-
-
-class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980), the same steps as torch.optim.Adam.
-
-    Written out because torch.optim's cannot be part of one compiled graph, and so that its moments
-    are part of the agent's state_dict().
-    """
-
-    def __init__(self, parameters, lr: float):
-        super().__init__()
-        self.params = list(parameters)  # a plain list: these parameters belong to the network
-        # Another number means compiling anew. To schedule it, make it a buffer and fill_() that.
-        self.lr = lr
-        # The moments are parameters only so that state_dict() has them.
-        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.params])
-        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.params])
-        self.requires_grad_(False)
-        self.register_buffer("steps", torch.zeros(()))
-
-    @torch.no_grad()
-    def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
-        """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
-        gradients = torch.autograd.grad(loss, self.params)
-        self.steps += 1
-        step_size = self.lr / (1 - beta1**self.steps)
-        square_scale = (1 - beta2**self.steps).sqrt()
-        for p, gradient, mean, square in zip(self.params, gradients, self.mean, self.square):
-            mean.lerp_(gradient, 1 - beta1)
-            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            denominator = square.sqrt().div_(square_scale).add_(eps)
-            p.sub_((mean / denominator).mul_(step_size))
 
 
 # Training and evaluation --------------------------------------------------------------------------
@@ -628,6 +605,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
                 action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
+        stop_if_diverged(action, losses, agent, step, folder)
 
         # Learn, once learning has started: one update per action, or as many as are due. Most
         # implementations step first. This order lets a GPU learn while the environments step.
@@ -664,6 +642,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             envs.close()
             envs, obs, episodes = start_envs(args, step)
             threads.reset()
+            losses = {}  # as after a resume, until the next update
     envs.close()
     logger.close()
     return step
@@ -799,8 +778,8 @@ class Hindsight(Storage):
             goal = next_obs[self.when_reached(len(obs)), self.achieved]
             for observations in (obs, next_obs):
                 observations[:, self.desired] = goal
-            reward, terminated = self.judge(next_obs[:, self.achieved], goal, terminated)
-            self.buffer.add(obs, action, self.args.reward_scale * reward, terminated, next_obs)
+            reward, ends = self.judge(next_obs[:, self.achieved], goal, terminated)
+            self.buffer.add(obs, action, self.args.reward_scale * reward, ends, next_obs)
 
     def when_reached(self, length: int) -> np.ndarray:
         """For each step of an episode the step (length,) whose outcome becomes its goal."""
@@ -815,10 +794,11 @@ class Hindsight(Storage):
         """Reward and end (length,) that the environment gives for goals (length, G)."""
         achieved, goal = (x.reshape(-1, *self.goal_shape) for x in (achieved, goal))
         reward = self.env.compute_reward(achieved, goal, [{}] * len(goal))
-        if hasattr(self.env, "compute_terminated") and not self.args.truncation_terminates:
+        if hasattr(self.env, "compute_terminated"):
             # Reaching a goal may end the task. This method takes one goal at a time.
             ends = [self.env.compute_terminated(*pair, {}) for pair in zip(achieved, goal)]
-            terminated = np.array(ends, dtype=bool)
+            ended = terminated & self.args.truncation_terminates  # by a time limit, perhaps
+            terminated = np.array(ends, dtype=bool) | ended
         return np.asarray(reward), terminated
 
 
@@ -828,8 +808,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     A success is 1, a failure 0, and nan where the environment does not say. The environments' seeds
     come from `step` and `stream`: 0 for training, 1 for its evaluations, 2 for --evaluate.
     """
-    makers = [lambda: make_env(args) for _ in range(args.eval_episodes)]
-    makers[0] = lambda: make_env(args, video)
+    makers = [lambda: make_env(args, video)] + [lambda: make_env(args)] * (args.eval_episodes - 1)
     envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
     generator = torch.Generator(agent.device).manual_seed(args.seed)
     noise = torch.zeros(envs.action_space.shape, device=generator.device)
@@ -885,6 +864,40 @@ def main():
 # Plumbing. Nothing below is needed to understand SAC.
 # ================================================================================================
 
+# Optimizer ----------------------------------------------------------------------------------------
+
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980), the same steps as torch.optim.Adam.
+
+    Written out because torch.optim's cannot be part of one compiled graph, and so that its moments
+    are part of the agent's state_dict().
+    """
+
+    def __init__(self, parameters, lr: float):
+        super().__init__()
+        self.params = list(parameters)  # a plain list: these parameters belong to the network
+        # In compiled code this is a constant. To schedule it, make it a buffer and fill_() that.
+        self.lr = lr
+        # The moments are parameters only so that state_dict() has them.
+        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.params])
+        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.params])
+        self.requires_grad_(False)
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
+        """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
+        gradients = torch.autograd.grad(loss, self.params)
+        self.steps += 1
+        step_size = self.lr / (1 - beta1**self.steps)
+        square_scale = (1 - beta2**self.steps).sqrt()
+        for p, gradient, mean, square in zip(self.params, gradients, self.mean, self.square):
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            denominator = square.sqrt().div_(square_scale).add_(eps)
+            p.sub_((mean / denominator).mul_(step_size))
+
+
 # Environments -------------------------------------------------------------------------------------
 
 # A resumed run must keep these flags.
@@ -924,7 +937,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         fail(f"--env-id {args.env_id}: {wanted}, not {box}")
     if args.hindsight:
         check_goals(args, env)
-    env = Repeat(env, args.action_repeat)
+    env = Repeat(PlainResults(env), args.action_repeat)
     env = rescale_actions(env)
     try:
         if args.stack > 1:
@@ -940,6 +953,25 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     return env
 
 
+class PlainResults(gym.Wrapper):
+    """Rewards as floats, and of `info` what evaluation reads.
+
+    Gymnasium joins the `info` of several environments, and fails where shapes or types differ.
+    """
+
+    def reset(self, **kwargs):
+        obs, _ = self.env.reset(**kwargs)
+        return obs, {}
+
+    def step(self, action: np.ndarray):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        try:
+            success = {"is_success": float(np.asarray(info["is_success"]).item())}
+        except (KeyError, TypeError, ValueError):  # there is none; it is a text, or several numbers
+            success = {}
+        return obs, np.asarray(reward).item(), terminated, truncated, success
+
+
 def check_goals(args: Args, env: gym.Env):
     """End the program unless --hindsight can give this environment's transitions other goals."""
     what = f"--hindsight {args.hindsight}: {args.env_id}"
@@ -949,13 +981,18 @@ def check_goals(args: Args, env: gym.Env):
         fail(f"{what} has no goals (a Dict of {', '.join(parts)}): leave --hindsight out")
     if not callable(getattr(env.unwrapped, "compute_reward", None)):
         fail(f"{what} has no compute_reward, which rewards other goals: leave --hindsight out")
-    two_goals = np.zeros((2, *space["desired_goal"].shape))
-    try:
-        shape = np.shape(env.unwrapped.compute_reward(two_goals, two_goals, [{}] * 2))
-    except Exception as error:  # environments raise what they like
-        fail(f"{what}: compute_reward must take arrays of goals, (n, ...): {error}")
-    if shape != (2,):
-        fail(f"{what}: compute_reward must answer n goals with rewards (n,), not {shape} for two")
+    for part in parts[1:]:
+        if not isinstance(space[part], gym.spaces.Box):
+            fail(f"{what}: {part} is {space[part]}, and only a Box can be replaced: leave it out")
+    for n in (1, 2):
+        goals = np.zeros((n, *space["desired_goal"].shape))
+        try:
+            shape = np.shape(env.unwrapped.compute_reward(goals, goals, [{}] * n))
+        except Exception as error:  # environments raise what they like
+            fail(f"{what}: compute_reward must take arrays of goals, (n, ...): {error}")
+        if shape != (n,):
+            must = "must answer n goals with rewards (n,)"
+            fail(f"{what}: compute_reward {must}, not {shape} for {n}")
 
 
 def goal_columns(space: gym.spaces.Dict) -> tuple[tuple[int, ...], slice, slice]:
@@ -1066,14 +1103,9 @@ def start_envs(args: Args, step: int) -> tuple[gym.vector.VectorEnv, np.ndarray,
 def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
     """1, 0, or nan where the environment does not say, of each episode that `ended` (E,)."""
     final = info.get("final_info", {})
-    unknown = np.full(len(ended), np.nan)
     if "is_success" not in final:
-        return unknown[ended]
-    try:
-        success = final["is_success"].astype(float).reshape(len(ended))  # some say (1,), not ()
-    except (TypeError, ValueError):  # a text, or several numbers
-        return unknown[ended]
-    return np.where(final["_is_success"], success, unknown)[ended]
+        return np.full(ended.sum(), np.nan)
+    return np.where(final["_is_success"], final["is_success"], np.nan)[ended]
 
 
 def steps_per_round(args: Args) -> int:
@@ -1169,8 +1201,10 @@ def make_agent(args: Args, env: gym.Env, device: torch.device, checkpoint: dict 
     """A new agent for the environment, or the one in the checkpoint."""
     agent = SAC(env.observation_space.shape[0], env.action_space.shape[0], args).to(device)
     if args.scaled_log_prob:
-        box = env.unwrapped.action_space
-        agent.actor.log_scale = np.log((box.high - box.low) / 2).sum().item()
+        while not isinstance(env, gym.wrappers.TransformAction):  # that of rescale_actions()
+            env = env.env
+        span = env.env.action_space.high - env.env.action_space.low
+        agent.actor.log_scale = np.log(span[span > 0] / 2).sum().item()
     if args.matmul_precision == "medium":
         multiply_in_bfloat16(agent.critics)
         multiply_in_bfloat16(agent.target_critics)
@@ -1690,6 +1724,7 @@ def check_flags(args: Args):
         fix = f"train longer, or add --learning-starts {max(1, args.total_timesteps // 3)}"
         must = f"must exceed --learning-starts ({args.learning_starts})"
         fail(f"--total-timesteps {args.total_timesteps} {must}: {fix}")
+    check_updates(args)
     if len(folder_name(args).encode()) > 255:
         fail("--exp-name or --env-id is too long for the name of a folder: shorten it")
 
@@ -1711,7 +1746,27 @@ def check_variants(args: Args):
     if args.target_entropy is not None:
         within(args, -1e9, 1e9, "target_entropy")
     must_not_exceed(args, "log_std_min", "log_std_max")
+    if args.value_network and args.critics_subset:
+        fail("--critics-subset with --value-network, which makes the targets: leave one out")
     check_storage(args)
+
+
+COUNTED_EXACTLY = 2**24  # by float32, and the most that PyTorch's multinomial draws from
+
+
+def check_updates(args: Args):
+    """Fail where no update would come, or more than can be counted."""
+    updates = updates_due(args, args.total_timesteps)
+    if updates == 0:
+        lower = f"lower --update-interval ({args.update_interval})"
+        fail(f"no update comes before the end: {lower} or raise --updates-per-step")
+    if args.target_network_frequency > 1 and updates > COUNTED_EXACTLY:
+        what = f"--target-network-frequency {args.target_network_frequency}"
+        fail(f"{what} counts up to {COUNTED_EXACTLY} updates: leave it out or train for fewer")
+    rows = min(args.buffer_size, (args.total_timesteps + args.num_envs) * (1 + args.hindsight))
+    if args.prioritized_replay and rows > COUNTED_EXACTLY:
+        most = f"draws from at most {COUNTED_EXACTLY} transitions"
+        fail(f"--prioritized-replay {most}: lower --buffer-size")
 
 
 def check_storage(args: Args):
@@ -1726,6 +1781,8 @@ def check_storage(args: Args):
         return
     if args.hindsight_strategy == "final" and args.hindsight > 1:
         fail(f"--hindsight {args.hindsight}: --hindsight-strategy final knows 1 goal: choose 1")
+    if args.combined_replay:
+        fail("--combined-replay with --hindsight, whose copies are newer: leave one of them out")
     for key in ("n_step", "stack", "action_repeat"):
         if getattr(args, key) > 1:
             fail(f"--hindsight with {flag(key)} {getattr(args, key)}: leave one of them out")
@@ -1804,6 +1861,13 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
         if not value.isfinite().all():
             kept = f"the last good checkpoint stays in {folder}"
             sys.exit(f"error: {name} is not finite at step {step}; {kept}")
+
+
+def stop_if_diverged(action: np.ndarray, losses: dict, agent: SAC, step: int, folder: Path):
+    """Stop before an environment sees NaN, at which some raise errors of their own."""
+    if not np.isfinite(action).all():
+        named = losses | agent.state_dict() | {"an action": torch.from_numpy(action)}
+        stop_unless_finite(named, step, folder)
 
 
 # Speed: nothing here changes the algorithm, only how numbers are rounded --------------------------

@@ -4,9 +4,9 @@
     python sac_continuous.py --evaluate runs/<folder> --capture-video  # see what was learned
 
 A policy pi maximises the discounted sum of reward + alpha * entropy of pi. Two critics Q_c learn
-the soft Q-value of an action: its reward, and gamma times that sum from s' on. They learn from
-replayed (s, a, r, s', d), d = 1 where the task itself ended. Slow copies Q' of the critics make
-the targets:
+the soft Q-value of an action: its reward, and gamma times that sum from the next state on. They
+learn from replayed (s, a, r, s', d), d = 1 where the task itself ended. Slow copies Q' of the
+critics make the targets:
 
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
@@ -19,9 +19,9 @@ action in (3), whose noise is held fixed (reparameterization).
 The paper's (4) has alpha in place of log(alpha).
 
 Read in this order: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
-below the line "Plumbing" may be skipped: environments, checkpoints, logs, checks, speed.
+below the line "Plumbing" may be skipped: Adam, environments, checkpoints, logs, checks, speed.
 
-Shapes: B batch, N environments, C critics, O observation and A action dimensions.
+Shapes: B batch, N environments, C critics, O observation and A action dimensions, H hidden units.
 """
 
 import copy
@@ -75,7 +75,7 @@ class Args:
 
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
-    gamma: float = 0.99  # discount per step
+    gamma: float = 0.99  # discount per action
     tau: float = 0.005  # step of the target critics towards the critics at each update
     batch_size: int = 256  # transitions per update
     learning_starts: int = 5_000  # steps of uniformly random actions before the first update
@@ -229,8 +229,9 @@ class SAC(nn.Module):
     def update(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """One gradient step of every network, from standard normal noise (2, B, A).
 
-        `minimize(loss)` of an Adam, below, moves its own parameters alone: the policy's gradient
-        passes through the critics without changing them. Returns 0-d tensors to log.
+        Each optimizer's minimize(loss) is a step of Adam in its own parameters alone. So the
+        gradient of (3) passes through the critics to the action, and leaves their weights as they
+        are. Returns 0-d tensors to log.
         """
         metrics = self.update_critics(batch, noise[0])
         metrics |= self.update_actor_and_alpha(batch, noise[1])
@@ -287,38 +288,6 @@ class SAC(nn.Module):
         return self.critics.weights[0].device
 
 
-class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980), the same steps as torch.optim.Adam.
-
-    Written out because torch.optim's cannot be part of one compiled graph, and so that its moments
-    are part of the agent's state_dict().
-    """
-
-    def __init__(self, parameters, lr: float):
-        super().__init__()
-        self.params = list(parameters)  # a plain list: these parameters belong to the network
-        # Another number means compiling anew. To schedule it, make it a buffer and fill_() that.
-        self.lr = lr
-        # The moments are parameters only so that state_dict() has them.
-        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.params])
-        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.params])
-        self.requires_grad_(False)
-        self.register_buffer("steps", torch.zeros(()))
-
-    @torch.no_grad()
-    def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
-        """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
-        gradients = torch.autograd.grad(loss, self.params)
-        self.steps += 1
-        step_size = self.lr / (1 - beta1**self.steps)
-        square_scale = (1 - beta2**self.steps).sqrt()
-        for p, gradient, mean, square in zip(self.params, gradients, self.mean, self.square):
-            mean.lerp_(gradient, 1 - beta1)
-            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            denominator = square.sqrt().div_(square_scale).add_(eps)
-            p.sub_((mean / denominator).mul_(step_size))
-
-
 # Training and evaluation --------------------------------------------------------------------------
 
 def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
@@ -341,6 +310,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
+        stop_if_diverged(action, losses, agent, step, folder)
 
         # Learn, once learning has started: one update per action. Most implementations step first.
         # This order lets a GPU learn while the environments step.
@@ -389,8 +359,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     A success is 1, a failure 0, and nan where the environment does not say. The environments' seeds
     come from `step` and `stream`: 0 for training, 1 for its evaluations, 2 for --evaluate.
     """
-    makers = [lambda: make_env(args) for _ in range(args.eval_episodes)]
-    makers[0] = lambda: make_env(args, video)
+    makers = [lambda: make_env(args, video)] + [lambda: make_env(args)] * (args.eval_episodes - 1)
     envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
     generator = torch.Generator(agent.device).manual_seed(args.seed)
     noise = torch.zeros(envs.action_space.shape, device=generator.device)
@@ -446,6 +415,40 @@ def main():
 # Plumbing. Nothing below is needed to understand SAC.
 # ================================================================================================
 
+# Optimizer ----------------------------------------------------------------------------------------
+
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980), the same steps as torch.optim.Adam.
+
+    Written out because torch.optim's cannot be part of one compiled graph, and so that its moments
+    are part of the agent's state_dict().
+    """
+
+    def __init__(self, parameters, lr: float):
+        super().__init__()
+        self.params = list(parameters)  # a plain list: these parameters belong to the network
+        # In compiled code this is a constant. To schedule it, make it a buffer and fill_() that.
+        self.lr = lr
+        # The moments are parameters only so that state_dict() has them.
+        self.mean = nn.ParameterList([torch.zeros_like(p) for p in self.params])
+        self.square = nn.ParameterList([torch.zeros_like(p) for p in self.params])
+        self.requires_grad_(False)
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
+        """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
+        gradients = torch.autograd.grad(loss, self.params)
+        self.steps += 1
+        step_size = self.lr / (1 - beta1**self.steps)
+        square_scale = (1 - beta2**self.steps).sqrt()
+        for p, gradient, mean, square in zip(self.params, gradients, self.mean, self.square):
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            denominator = square.sqrt().div_(square_scale).add_(eps)
+            p.sub_((mean / denominator).mul_(step_size))
+
+
 # Environments -------------------------------------------------------------------------------------
 
 FIXED_FLAGS = ["env_id", "buffer_size"]  # a resumed run must keep them
@@ -479,7 +482,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     if not is_bounded_float_box(box):
         wanted = "SAC needs continuous actions (a float Box) with finite bounds"
         fail(f"--env-id {args.env_id}: {wanted}, not {box}")
-    env = rescale_actions(env)
+    env = rescale_actions(PlainResults(env))
     try:
         # Flattening copies, which flat observations need too: some environments reuse their arrays.
         env = gym.wrappers.FlattenObservation(env)
@@ -489,6 +492,25 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         if not isinstance(space, gym.spaces.Box) or space.shape == (0,):
             fail(f"--env-id {args.env_id}: SAC needs vectors of one number or more, not {space}")
     return env
+
+
+class PlainResults(gym.Wrapper):
+    """Rewards as floats, and of `info` what evaluation reads.
+
+    Gymnasium joins the `info` of several environments, and fails where shapes or types differ.
+    """
+
+    def reset(self, **kwargs):
+        obs, _ = self.env.reset(**kwargs)
+        return obs, {}
+
+    def step(self, action: np.ndarray):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        try:
+            success = {"is_success": float(np.asarray(info["is_success"]).item())}
+        except (KeyError, TypeError, ValueError):  # there is none; it is a text, or several numbers
+            success = {}
+        return obs, np.asarray(reward).item(), terminated, truncated, success
 
 
 def full_name(args: Args, env: gym.Env) -> str:
@@ -567,14 +589,9 @@ def start_envs(args: Args, step: int) -> tuple[gym.vector.VectorEnv, np.ndarray,
 def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
     """1, 0, or nan where the environment does not say, of each episode that `ended` (E,)."""
     final = info.get("final_info", {})
-    unknown = np.full(len(ended), np.nan)
     if "is_success" not in final:
-        return unknown[ended]
-    try:
-        success = final["is_success"].astype(float).reshape(len(ended))  # some say (1,), not ()
-    except (TypeError, ValueError):  # a text, or several numbers
-        return unknown[ended]
-    return np.where(final["_is_success"], success, unknown)[ended]
+        return np.full(ended.sum(), np.nan)
+    return np.where(final["_is_success"], final["is_success"], np.nan)[ended]
 
 
 def steps_per_round(args: Args) -> int:
@@ -1251,6 +1268,13 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
         if not value.isfinite().all():
             kept = f"the last good checkpoint stays in {folder}"
             sys.exit(f"error: {name} is not finite at step {step}; {kept}")
+
+
+def stop_if_diverged(action: np.ndarray, losses: dict, agent: SAC, step: int, folder: Path):
+    """Stop before an environment sees NaN, at which some raise errors of their own."""
+    if not np.isfinite(action).all():
+        named = losses | agent.state_dict() | {"an action": torch.from_numpy(action)}
+        stop_unless_finite(named, step, folder)
 
 
 # Speed: nothing here changes the algorithm, only how numbers are rounded --------------------------
