@@ -778,6 +778,25 @@ def test_scaled_log_densities_are_those_of_the_environments_actions(trained, env
     assert entropy == pytest.approx(-log_prob.mean().item(), abs=1e-6)
 
 
+class Wrapped(gym.Wrapper):
+    """Pendulum with actions in [-1, 1] by a wrapper of its own, and one that does nothing."""
+
+    def __init__(self):
+        super().__init__(gym.make("Pendulum-v1"))
+        self.action_space = Box(np.float32([-1, 3]), np.float32([1, 3]))
+
+    def step(self, action):
+        return self.env.step(2 * action[:1])
+
+
+gym.register("Wrapped-v0", entry_point=Wrapped)
+
+
+def test_scaled_log_densities_are_those_of_the_actions_that_the_environment_is_given(trained):
+    update = trained("Wrapped-v0", scaled_log_prob=True, hidden=16, learning_starts=50).updates[0]
+    assert update.before.actor.log_scale == 0
+
+
 def test_policy_l2_adds_the_parameters_to_the_gradient():
     plain = make_agent()
     with_l2 = make_agent(policy_l2=0.3)
@@ -1099,6 +1118,21 @@ def test_spectral_norm_follows_the_weights_in_training(trained):
         assert (moved - still).abs().min() > 0.2, "the weights have not moved enough to tell"
 
 
+@pytest.mark.parametrize("flags", [{}, dict(value_network=True)], ids=["critics", "value"])
+def test_hard_copies_are_as_normed_as_their_source(flags):
+    agent = make_agent(spectral_norm=True, tau=1.0, target_network_frequency=40, q_lr=1e-2, **flags)
+    target = agent.target_value if flags else agent.target_critics
+    for i in range(40):
+        agent.update(*make_batch(seed=i))
+    batch, _ = make_batch()
+    used = products(target)
+    target(batch.obs) if flags else target(batch.obs, batch.action)
+    assert used
+    for weight in used:
+        largest = torch.linalg.svdvals(weight)[:, 0].tolist()
+        assert largest == pytest.approx([1.0] * len(largest), rel=0.002)
+
+
 # Value network ------------------------------------------------------------------------------------
 
 
@@ -1398,6 +1432,13 @@ def test_in_training_the_loss_counts_by_the_weights_of_its_batch(trained, combin
         loss = (update.weight * errors**2).mean().item()
         assert update.losses["losses/qf_loss"].item() == pytest.approx(loss, rel=1e-5)
     assert not any("td_error" in key for key in seen.records)
+
+
+def test_errors_that_are_no_numbers_leave_priorities_to_draw_by():
+    """So that a run that diverges lives to say so."""
+    buffer = filled(6, prioritized_replay=True)
+    buffer.set_priorities(torch.tensor([1, 4]), torch.tensor([math.nan, math.inf]))
+    assert len(buffer.sample(256, torch.Generator().manual_seed(0))) == 256
 
 
 def test_the_weighted_loss_by_hand():
@@ -1756,6 +1797,21 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "flags, mend",
+    [
+        ("--update-interval=100", r"no update .*--update-interval \(100\)"),
+        ("--updates-per-step=0.01", "no update .*raise --updates-per-step"),
+        ("--total-timesteps=2e7 --target-network-frequency=2", "--target-network-frequency 2 "),
+        ("--total-timesteps=2e7 --buffer-size=2e7 --prioritized-replay", "lower --buffer-size"),
+        ("--value-network --critics-subset=1", "--critics-subset with --value-network"),
+    ],
+)
+def test_what_could_not_work_is_refused_in_one_line(monkeypatch, capsys, tmp_path, flags, mend):
+    err = refusal(monkeypatch, capsys, tmp_path, *flags.split())
+    assert re.fullmatch(f"error: .*{mend}.*\n", err), err
+
+
 CHOICES = "preset init activation log-std heads tanh-correction alpha-loss".split()
 
 
@@ -1933,7 +1989,7 @@ def end_of(folder):
         # With episodes that end.
         ("--value-network --truncation-terminates --reward-scale 2 --env-id Hopper-v4", 1),
         (
-            "--policy-frequency 2 --target-network-frequency 3 --update-interval 20 "
+            "--policy-frequency 2 --target-network-frequency 3 --update-interval 28 "
             "--updates-per-step 0.7 --num-envs 4",
             4,
         ),

@@ -711,6 +711,35 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(sac, tmp_path):
     assert not (only_run(tmp_path) / "model.pt").exists()
 
 
+class Strict(Toy):
+    """Fails at an action that is no number, as MuJoCo's and Box2D's tasks do."""
+
+    def step(self, action):
+        assert np.isfinite(action).all(), "a number, please"
+        return super().step(action)
+
+
+@toys
+def test_an_action_that_is_no_number_reaches_no_environment(sac, tmp_path):
+    def sabotage(script):
+        update = script.SAC.update
+
+        def spoil(agent, *args):
+            losses = update(agent, *args)
+            if agent.critic_optimizer.steps == 4:
+                with torch.no_grad():
+                    agent.actor.layers[0].bias[0] = math.nan
+            return losses
+
+        script.SAC.update = spoil
+
+    flags = f"{small(sac)} --env-id {register('Strict', Strict)} --log-frequency 1000"
+    flags += " --eval-frequency 0 --checkpoint-frequency 1000"
+    code, _, err = run_forked(tmp_path, sac, flags, sabotage)
+    assert code == 1
+    assert re.fullmatch("error: actor.* is not finite at step 54; .*stays in runs.*\n", err), err
+
+
 @toys
 def test_checkpoints_from_before_learning_are_finite_too(sac, tmp_path):
     """What is not finite lies in the replay, and no loss knows of it, when a checkpoint is due."""

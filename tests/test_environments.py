@@ -264,6 +264,32 @@ def test_environments_need_not_know_of_pictures(sac):
     make_env(sac, register("Plainest", Plainest)).reset(seed=0)
 
 
+class Talkative(Counting):
+    """Rewards are arrays (1,), and `info` differs in shape and type from instance to instance."""
+
+    def info(self) -> dict:
+        nested = {"a": 1} if self.instance % 2 else 3
+        return dict(contacts=np.zeros(self.instance), hit=nested, is_success="no" * self.instance)
+
+    def reset(self, **kwargs):
+        obs, _ = super().reset(**kwargs)
+        return obs, self.info()
+
+    def step(self, action):
+        obs, reward, *ends, _ = super().step(action)
+        return obs, np.array([reward]), *ends, self.info()
+
+
+def test_rewards_and_infos_may_have_any_shape(sac, train):
+    env_id = register("Talkative", Talkative)
+    seen = train(sac, env_id, 60, num_envs=3, eval_frequency=30, eval_episodes=4)
+    assert [returns.shape for returns in seen.evaluations] == [(4,)] * 2
+    assert "eval/success_rate" not in seen.records
+    trained = range(1, 4)  # the first instance showed its spaces
+    paid = [m.reward for m in journal.made if m.episode[0] in trained]
+    np.testing.assert_array_equal(seen.stored.reward[: len(paid)], paid)
+
+
 box2d = pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs Box2D")
 no_suite = not importlib.util.find_spec("dm_control")
 dm_control = pytest.mark.skipif(no_suite, reason="needs dm_control")

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, MultiDiscrete
 
 import sac_ablations as sac
 import sac_continuous as parent
@@ -120,6 +120,20 @@ class Picky(Goals):
         raise TypeError("one goal, please")
 
 
+class Squeezing(Goals):
+    def compute_reward(self, achieved, desired, info):
+        return np.squeeze(reward_of(achieved, desired, info))
+
+
+class Choices(Goals):
+    """Its goals are one-hot in flat observations."""
+
+    goal = MultiDiscrete([3, 3])
+    observation_space = Dict(
+        observation=Counting.observation_space["observation"], achieved_goal=goal, desired_goal=goal
+    )
+
+
 class Endless(Goals):
     """Says that no goal ends the task."""
 
@@ -140,7 +154,7 @@ needs_compiler = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler"
 )
 
-for kind in (Counting, Goals, Ending, OneAtATime, Picky, Endless, Drawn):
+for kind in (Counting, Goals, Ending, OneAtATime, Picky, Squeezing, Choices, Endless, Drawn):
     gym.register(f"Storage{kind.__name__}-v0", entry_point=kind)
 
 
@@ -456,6 +470,19 @@ def test_where_time_limits_count_as_ends_copies_end_there_too(start):
     assert all(row.terminated[0] == 1 for row in of_truncated)
 
 
+def test_copies_that_reach_their_goal_end_there_wherever_time_limits_count_as_ends(start):
+    _, checkpoint = start("Ending", hindsight=2, truncation_terminates=True)
+    rows = [row for row in read_rows(checkpoint) if row.obs[DESIRED][0] % 1 == 0]  # copies
+    assert len(rows) == 2 * len(MADE)
+    reached = [row for row in rows if row.reward[0] == 0]
+    assert len(reached) > len(MADE) / 2
+    assert all(row.terminated[0] == 1 for row in reached)
+    ended = {key for key, made in MADE.items() if made.truncated or made.terminated}
+    going_on = [row for row in rows if row.reward[0] < 0 and origin(row.obs) not in ended]
+    assert going_on
+    assert all(row.terminated[0] == 0 for row in going_on)
+
+
 def test_goals_are_found_wherever_they_stand_in_flat_observations():
     parts = {"desired_goal": 2, "speed": 1, "achieved_goal": 2, "observation": 3}
     for order in (list(parts), sorted(parts)):
@@ -483,6 +510,13 @@ def test_clipped_targets_stay_within_what_returns_can_be():
         target = plain.update(row, noise[:, i : i + 1])["losses/target_q"].item()
         clip = clipped.update(row, noise[:, i : i + 1])["losses/target_q"].item()
         assert clip == pytest.approx(min(max(target, -6.0), 0.0), abs=1e-12)
+
+
+def test_the_bound_of_clipped_targets_counts_every_repeated_step():
+    flags = dict(gamma=0.5, clip_targets=True, reward_scale=3.0, action_repeat=4)
+    agent, batch, noise = agent_and_batch(**flags)
+    low = batch._replace(reward=batch.reward * 0 - 1000)
+    assert agent.update(low, noise)["losses/target_q"].item() == pytest.approx(-24)
 
 
 # Held noise
@@ -558,6 +592,9 @@ def interrupt_at(n: int):
         ("Counting", dict(hindsight=2), "--hindsight 2: .*no compute_reward.*leave --hindsight"),
         ("OneAtATime", dict(hindsight=2), r"--hindsight 2: .*compute_reward must answer .*\(n,\)"),
         ("Picky", dict(hindsight=2), "--hindsight 2: .*arrays of goals.*one goal, please"),
+        ("Squeezing", dict(hindsight=2), r"--hindsight 2: .*rewards \(n,\), not \(\) for 1"),
+        ("Choices", dict(hindsight=2), "--hindsight 2: .*achieved_goal is MultiDiscrete.*Box"),
+        ("Goals", dict(hindsight=2, combined_replay=True), "--combined-replay with --hindsight"),
         ("Goals", dict(hindsight=2, hindsight_strategy="final"), "--hindsight 2: .*choose 1"),
         ("Goals", dict(hindsight=2, n_step=3), "--hindsight with --n-step 3: leave one"),
         ("Goals", dict(hindsight=2, stack=2), "--hindsight with --stack 2: leave one"),
