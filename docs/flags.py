@@ -1,6 +1,7 @@
 """Write the tables of flags in docs/reference.md from the scripts: python docs/flags.py"""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ DOCS = Path(__file__).parent
 TABLE = re.compile(r"(<!-- flags: (\S+) -->\n).*?(<!-- end of flags -->)", re.S)
 
 
+@functools.cache
 def flags_of(script: str) -> dict[str, str]:
     """A row for each field of Args: flag, default and meaning, as the script's comments say it."""
     text = (DOCS.parent / script).read_text()

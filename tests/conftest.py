@@ -15,7 +15,7 @@ from helpers import SCRIPTS, Watched
 import sac_continuous
 
 # The files that take longest begin first, so that all workers end at about the same time.
-LONGEST = "cluster resume run compile variant_diffs cli outputs docs ablations damage learning"
+LONGEST = "cluster resume run compile variant_diffs cli outputs docs ablations damage tune learning"
 LONGEST_FIRST = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}
 LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train for many seconds
 

@@ -121,14 +121,21 @@ def run(folder: Path, script: ModuleType | Path, arguments: str | list[str] = ""
     return Ended(result.returncode, result.stdout, result.stderr)
 
 
-def run_forked(folder: Path, script: ModuleType, arguments: str, sabotage: Callable | None = None):
+def run_forked(
+    folder: Path,
+    script: ModuleType,
+    arguments: str,
+    sabotage: Callable | None = None,
+    curve: bool = False,
+):
     """main() of a script in a forked child, a fraction of a fresh interpreter's time.
 
     That gives a real exit code and all that reached the terminal; what a test or `sabotage(script)`
-    breaks ends with the child.
+    breaks ends with the child. Only with `curve` is the learning curve drawn, which takes longer
+    than most of these runs.
     """
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=child, args=(folder, script, arguments, sabotage))
+    process = context.Process(target=child, args=(folder, script, arguments, sabotage, curve))
     process.start()
     process.join(300)
     if process.is_alive():
@@ -138,7 +145,9 @@ def run_forked(folder: Path, script: ModuleType, arguments: str, sabotage: Calla
     return Ended(process.exitcode, *said)
 
 
-def child(folder: Path, script: ModuleType, arguments: str, sabotage: Callable | None):
+def child(
+    folder: Path, script: ModuleType, arguments: str, sabotage: Callable | None, curve: bool
+):
     os.chdir(folder)
     # Both levels: libraries in C write past Python.
     for name, target in (("stdout", 1), ("stderr", 2)):
@@ -146,6 +155,8 @@ def child(folder: Path, script: ModuleType, arguments: str, sabotage: Callable |
         setattr(sys, name, stream)
         os.dup2(stream.fileno(), target)
     sys.argv = [f"{script.__name__}.py", *arguments.split()]
+    if not curve:
+        script.plot_learning_curve = lambda folder: None
     if sabotage:
         sabotage(script)
     script.main()

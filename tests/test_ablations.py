@@ -285,19 +285,20 @@ IN_OTHER_WORDS = dict(random_steps=80, alpha_lr=3e-4, target_entropy=-3.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [{}, DEFAULTS, IN_OTHER_WORDS], ids=["none", "same", "words"])
 @pytest.mark.parametrize("num_envs", [1, 4])
-def test_without_a_variant_it_is_the_parent_bit_for_bit(trained, num_envs, flags):
+def test_without_a_variant_it_is_the_parent_bit_for_bit(trained, num_envs):
     expected = trained(script=parent, num_envs=num_envs, **IDENTITY)
-    seen = trained(num_envs=num_envs, **IDENTITY, **flags)
-    assert len(seen.updates) == seen.final["critic_optimizer.steps"] == 220
-    same(seen.final, expected.final)
-    same(seen.stored, expected.stored)
-    assert len(seen.evaluations) == 3
-    same(seen.evaluations, expected.evaluations)
-    assert "losses/qf_loss" in seen.records
-    del seen.records["charts/SPS"], expected.records["charts/SPS"]
-    same(seen.records, expected.records)
+    del expected.records["charts/SPS"]
+    for flags in ({}, DEFAULTS, IN_OTHER_WORDS):
+        seen = trained(num_envs=num_envs, **IDENTITY, **flags)
+        assert len(seen.updates) == seen.final["critic_optimizer.steps"] == 220
+        same(seen.final, expected.final)
+        same(seen.stored, expected.stored)
+        assert len(seen.evaluations) == 3
+        same(seen.evaluations, expected.evaluations)
+        assert "losses/qf_loss" in seen.records
+        del seen.records["charts/SPS"]
+        same(seen.records, expected.records)
 
 
 # Each value of each flag --------------------------------------------------------------------------

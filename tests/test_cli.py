@@ -633,7 +633,7 @@ def interrupted(folder: Path, script: Path, flags: str, moment: str) -> tuple[in
 
 
 @pytest.mark.slow
-@not_thrice
+@once
 def test_interrupted_runs_say_how_to_go_on(sac, tmp_path):
     """Ctrl-C after the first checkpoint: the command printed, as it stands, finishes the run."""
     script = tmp_path / "my project" / f"{sac.__name__}.py"  # a space in it, as users have them
@@ -703,6 +703,7 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(sac, tmp_path):
 
     env_id = register("Plain")
     flags = f"{small(sac)} --env-id {env_id} --total-timesteps 60 --checkpoint-frequency 20"
+    flags += " --eval-frequency 0"  # the episodes never end
     code, _, err = run_forked(tmp_path, sac, flags, sabotage)
     assert code == 1
     assert re.fullmatch("error: target_critics.* is not finite at step 60.*\n", err), err
@@ -847,7 +848,7 @@ class Wide(Toy):
 
 
 @pytest.mark.slow
-@not_thrice
+@once
 @toys
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is in other units")
 def test_checkpoints_take_little_memory(sac, tmp_path):

@@ -75,7 +75,7 @@ def run(sac, folder: Path, arguments: list[str]):
     """The end of one run; OpenGL, which renders the suite, does not survive a fork."""
     if sac.__name__ == "sac_dmc" and "--capture-video" in arguments:
         return helpers.run(folder, sac, arguments)
-    return run_forked(folder, sac, " ".join(arguments))
+    return run_forked(folder, sac, " ".join(arguments), curve=True)
 
 
 def tensorboard(folder: Path) -> dict:
@@ -95,7 +95,7 @@ def steps(case, scalars, key) -> list[float]:
 def frames_of(path: Path) -> np.ndarray:
     """(T, height, width, 3)"""
     with VideoFileClip(str(path)) as clip:
-        return np.stack(list(clip.iter_frames())).astype(int)
+        return np.stack(list(clip.iter_frames())).astype(np.int16)  # so that differences are right
 
 
 def shows_an_episode(case, path: Path) -> bool:

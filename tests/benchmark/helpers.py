@@ -10,7 +10,7 @@ import torch
 from benchmark.studies import Study
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = "--learning-starts 60 --batch-size 8 --checkpoint-frequency 100 --log-frequency 20"
+SMALL = "--hidden 16 --learning-starts 60 --batch-size 8 --checkpoint-frequency 100 --log-frequency 20"
 TRAINING = f"{SMALL} --eval-frequency 0"
 TWO = {"default": "", "gamma 0.9": "--gamma 0.9"}
 TINY = Study({"Pendulum-v1": 900}, TWO, seeds=1, flags=TRAINING)

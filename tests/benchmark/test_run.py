@@ -137,9 +137,11 @@ def committed(*grid):
 
 @pytest.mark.slow
 def test_a_finished_run_is_not_started(tmp_path, undisturbed, monkeypatch):
+    short = Study({"Pendulum-v1": 70}, {"default": ""}, seeds=1, flags=TRAINING)
     job = jobs.Job(runs_of("tiny", TINY)[0])
     assert not job.start(undisturbed / "runs", track=False) and not job.process
     # what is committed and has no folder here is for main() to leave out; who asks for its run gets one
+    job = jobs.Job(runs_of("short", short)[0])
     monkeypatch.setattr(runs, "committed_keys", lambda: committed(job.run))
     assert job.run.committed() and not job.run.finished(tmp_path / "runs")
     assert job.start(tmp_path / "runs", track=False) and job.process.wait(100) == 0
