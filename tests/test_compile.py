@@ -216,18 +216,18 @@ def test_a_number_that_changes_counts_at_once(sac, traced, change):
     assert len(traced) == 2
 
 
-def test_a_number_that_changes_at_each_step_stops_the_run(sac, traced, monkeypatch):
+def test_a_number_that_changes_at_each_step_stops_the_run(sac, traced):
     """And is not compiled a million times."""
     agent, args = make_agent(sac, compile="on")
     buffer = filled_buffer(sac, 50)
     learn = learner(sac, agent, args, buffer)
     random = torch.Generator().manual_seed(0)
     assert torch._dynamo.config.recompile_limit == 8
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)  # each takes seconds
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-        for step in range(100):
-            agent.gamma = 1 / (2 + step)
-            learn(*draw(buffer, random, batch_size=8))
+    with torch._dynamo.config.patch(recompile_limit=3):  # each takes seconds
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            for step in range(100):
+                agent.gamma = 1 / (2 + step)
+                learn(*draw(buffer, random, batch_size=8))
     assert len(traced) == 3
 
 

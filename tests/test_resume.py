@@ -206,15 +206,17 @@ def finished(run_once, tmp_path):
     return Path(shutil.copytree(run_once, tmp_path / "copy"))
 
 
+@pytest.fixture(scope="module")
+def longer(sac, run_once, tmp_path_factory):
+    """The finished run made longer: its folder, what it said, and all that it ended with."""
+    folder = Path(shutil.copytree(run_once, tmp_path_factory.mktemp("longer") / "run"))
+    ended = resume(sac, folder, "--total-timesteps 42")
+    assert ended.code == 0, ended.err
+    return SimpleNamespace(folder=folder, err=ended.err, **{"all": result(sac, folder)})
+
+
 @slow
 class TestLonger:
-    @pytest.fixture(scope="class")
-    def longer(self, sac, run_once, tmp_path_factory):
-        folder = Path(shutil.copytree(run_once, tmp_path_factory.mktemp("longer") / "run"))
-        ended = resume(sac, folder, "--total-timesteps 42")
-        assert ended.code == 0, ended.err
-        return SimpleNamespace(folder=folder, err=ended.err, **{"all": result(sac, folder)})
-
     def test_goes_on_to_the_new_end(self, longer):
         checkpoint = longer.all["checkpoint.pt"]
         assert checkpoint["step"] == checkpoint["count"] == len(checkpoint["rows"]) == 42
