@@ -321,7 +321,7 @@ def test_the_tables_have_every_flag_and_its_default(script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [("`0.99`", "`0.9`"), ("discount per step", "discount")])
+@pytest.mark.parametrize("change", [("`0.99`", "`0.9`"), ("discount per action", "discount")])
 def test_a_wrong_default_or_meaning_is_found(change):
     text = REFERENCE.read_text()
     assert change[0] in text
