@@ -297,7 +297,7 @@ def distance(agent, other):
 @pytest.mark.slow
 @once
 @needs_compiler
-def test_compiled_updates_up_to_the_thousandth_stay_within_the_growth_of_rounding(sac):
+def test_a_thousand_compiled_updates_stay_within_the_growth_of_rounding(sac):
     """What starts as rounding grows, chaotically: as a change of one part in 10^7 grows."""
     eager, args = make_agent(sac, compile="on")
     compiled, _ = make_agent(sac)
@@ -305,14 +305,11 @@ def test_compiled_updates_up_to_the_thousandth_stay_within_the_growth_of_roundin
     with torch.no_grad():
         for parameter in shaken.parameters():
             parameter.mul_(1 + 1e-7)
-        for agent in (eager, compiled, shaken):
-            for optimizer in (agent.actor_optimizer, agent.critic_optimizer, agent.alpha_optimizer):
-                optimizer.steps.fill_(700)  # Adam's powers of beta1 underflow near 1,000
     buffer = filled_buffer(sac, 10_000)
     learn = learner(sac, compiled, args, buffer)
     random = torch.Generator().manual_seed(0)
 
-    for _ in range(300):
+    for _ in range(1000):
         index, noise = draw(buffer, random)
         expected = eager.update(buffer[index], noise)
         losses = learn(index, noise)
