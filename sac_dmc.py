@@ -351,8 +351,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             save_if_best(folder, agent, step, returns.mean())
         if due(args, args.checkpoint_frequency, step):
             save_checkpoint(folder, agent, buffer, generator, step)
-            # Environments cannot be saved: every run, resumed or not, makes them anew here. The
-            # episode that this cuts off was not terminated, so its last step still bootstraps.
+            # Environments cannot be saved: every run makes new ones here. A cut episode bootstraps.
             envs.close()
             envs, obs, episodes = start_envs(args, step)
             threads.reset()

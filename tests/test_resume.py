@@ -323,7 +323,11 @@ def test_a_resume_by_another_version_warns(sac, finished):
     assert "warning: versions changed: " in ended.err
 
 
-@pytest.mark.parametrize("name", ["python", "torch", "numpy", "gymnasium", "processor", "gpu"])
+@pytest.mark.parametrize(
+    "name",
+    ["python", "torch", "numpy", "gymnasium", "processor", "gpu"]
+    + [pytest.param("mujoco", marks=only_dmc)],  # noted where it is used
+)
 def test_each_version_is_noted_and_a_change_of_it_warned_of(sac, name, capsys):
     noted = sac.versions()
     assert name in noted
