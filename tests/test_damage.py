@@ -546,12 +546,16 @@ def test_a_full_disk_at_a_resume_leaves_the_run_as_it_was(script, finished, tmp_
 
 
 def full_disk_for_videos(module):
-    """ffmpeg, a process of its own, has no room."""
+    """ffmpeg, a process of its own, has no room.
+
+    The limit is set from outside. A preexec_fn would fork instead of vfork, and then the handlers
+    of libraries that the worker has loaded for other tests run; those may wait without end.
+    """
     start = subprocess.Popen.__init__
 
     def start_without_room(self, *args, **options):
-        options["preexec_fn"] = lambda: cut_files(2000)(module)
         start(self, *args, **options)
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
     subprocess.Popen.__init__ = start_without_room
 
