@@ -7,6 +7,7 @@ forked child, so that whatever a test breaks ends with the child.
 import builtins
 import contextlib
 import errno
+import faulthandler
 import importlib
 import io
 import json
@@ -38,6 +39,7 @@ TASKS = {"sac_dmc": "cartpole-swingup"}
 SMALL = "--total-timesteps 60 --learning-starts 50 --batch-size 8 --buffer-size 100 "
 SMALL += "--eval-frequency 50 --eval-episodes 1 --log-frequency 20 --checkpoint-frequency 40 "
 SMALL += "--threads 1 --no-cuda "
+PATIENCE = 120  # seconds after which a run is said to hang
 
 
 class Script(NamedTuple):
@@ -101,6 +103,7 @@ def child(folder, module, words, sabotage):
         stream = open(f"{name}.txt", "w", buffering=1)
         setattr(sys, name, stream)
         os.dup2(stream.fileno(), target)
+    faulthandler.dump_traceback_later(PATIENCE - 5, file=sys.stderr)  # says where it hangs
     sys.argv = [f"{module.__name__}.py", *words]
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sabotage:
@@ -113,7 +116,7 @@ def run(folder, module, flags, sabotage=None):
     context = multiprocessing.get_context("fork")
     process = context.Process(target=child, args=(folder, module, flags.split(), sabotage))
     process.start()
-    process.join(120)
+    process.join(PATIENCE)
     if process.is_alive():
         process.kill()
         process.join()

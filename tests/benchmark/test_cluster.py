@@ -72,6 +72,7 @@ class Node:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *place, *limits]
         # a cluster apart from the user's, and whose runs do not yield to all else, as Ray's do
         setting = dict(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR=str(folder), RAY_worker_niceness="0")
+        setting["RAY_AUTH_MODE"] = "disabled"  # whether or not the user has a token of Ray's
         setting["RAY_health_check_period_ms"] = "1000"  # a lost node is noticed sooner
         log = Path(folder, f"{ip}.txt")
         with open(log, "w") as file:
