@@ -145,9 +145,7 @@ def run_forked(
     return Ended(process.exitcode, *said)
 
 
-def child(
-    folder: Path, script: ModuleType, arguments: str, sabotage: Callable | None, curve: bool
-):
+def child(folder: Path, script: ModuleType, arguments: str, sabotage: Callable | None, curve: bool):
     os.chdir(folder)
     # Both levels: libraries in C write past Python.
     for name, target in (("stdout", 1), ("stderr", 2)):
