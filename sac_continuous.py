@@ -343,7 +343,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             save_if_best(folder, agent, step, returns.mean())
         if due(args, args.checkpoint_frequency, step):
             save_checkpoint(folder, agent, buffer, generator, step)
-            # Environments cannot be saved: every run makes new ones here. A cut episode bootstraps.
+            # Environments cannot be saved: each run makes new ones. A cut episode still bootstraps.
             envs.close()
             envs, obs, episodes = start_envs(args, step)
             threads.reset()

@@ -511,6 +511,7 @@ def test_the_race_of_the_libraries_is_that_of_the_runs():
 
 PAGE_OF_STUDIES = ROOT / "docs" / "studies.md"
 VERDICTS = table_under(PAGE_OF_STUDIES, "## Claims and verdicts")
+LANDING = "Share of the evaluations in the second half of training that land (F14 and F15, n = 3):"
 
 
 @pytest.mark.parametrize("row", VERDICTS, ids=lambda row: row[0].split("]")[0][1:])
@@ -545,6 +546,47 @@ def test_the_findings_are_the_means_of_the_runs():
         expected = [np.mean(x) for x in means.values() if len(x) == int(seeds or 5)]
         assert len(told) > 2
         np.testing.assert_allclose(told, sorted(expected), atol=0.51)
+
+
+def lander_returns() -> tuple[dict, dict]:
+    """Evaluations of F14 and F15 in the two halves of training, by variant and seed."""
+    halves = defaultdict(list), defaultdict(list)
+    for study in ("F14", "F15"):
+        with open(ROOT / "benchmark" / "results" / study / "returns.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                half = halves[int(row["step"]) > 125_000]
+                half[row["variant"], row["seed"]].append(float(row["return"]))
+    return halves
+
+
+def of_variant(returns: dict, variant: str) -> list[float]:
+    """The returns of all seeds of a variant."""
+    return [value for key, values in returns.items() if key[0] == variant for value in values]
+
+
+def test_the_shares_that_land_are_those_of_the_evaluations():
+    _, late = lander_returns()
+    scales, starts = table_under(PAGE_OF_STUDIES, LANDING)
+    for name, cell in (("reward scale", scales[1]), ("start", starts[1])):
+        told = re.findall(r"([\d,]+): (\d+) %", cell)
+        assert len(told) == cell.count("%") > 2
+        for value, percent in told:
+            returns = of_variant(late, f"{name} {value.replace(',', '')}")
+            assert len(returns) == 39
+            assert percent == f"{100 * np.mean(np.array(returns) >= 200):.0f}"
+
+
+def test_what_is_said_of_the_lander_runs_is_so():
+    text = re.sub(r"\s+", " ", PAGE_OF_STUDIES.read_text())
+    early, late = lander_returns()
+    # F15's start of 20,000 and F14's scale of 40 are the same runs.
+    runs = [values for (variant, _), values in late.items() if variant != "start 20000"]
+    assert f"Each of the {len(runs)} runs lands in some evaluations" in text
+    assert all(max(values) >= 200 for values in runs)
+    falling = [any(a >= 200 > b for a, b in zip(values, values[1:])) for values in runs]
+    assert f"in {sum(falling)} the return falls below 200 again" in text
+    means = [np.mean(of_variant(early, f"start {start}")) for start in (20_000, 10_000, 300)]
+    assert "first half: {:.0f}, against {:.0f} (10,000) and {:.0f} (300)".format(*means) in text
 
 
 SPEED_TITLE = "Environment steps per second of training:"

@@ -28,7 +28,7 @@ once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are th
 
 @pytest.fixture(scope="module", autouse=True)
 def short_episodes(sac):
-    """The suite's episodes have 50 steps instead of 1000: how many is no matter here."""
+    """The suite's episodes have 50 steps instead of 1000: their number does not matter here."""
     with pytest.MonkeyPatch.context() as patch:
         if sac.__name__ == "sac_dmc":
             from dm_control import suite
@@ -118,10 +118,9 @@ def result(sac, folder: Path) -> dict:
     run_folder = only_run(folder)
     curves = sac.read_records(run_folder)
     del curves["charts/SPS"]
-    checkpoint = load(run_folder / "checkpoint.pt")
-    assert checkpoint["step"] > 0
     files = {path.name: load(path) for path in run_folder.glob("*.pt")}
     assert "model.pt" in files
+    assert files["checkpoint.pt"]["step"] > 0
     return files | {"curves": curves}
 
 
@@ -163,6 +162,7 @@ def test_killed_and_resumed_is_never_killed(sac, tmp_path, env, num_envs, repeat
     assert whole["curves"]["losses/qf_loss"].size > 0
     if "--eval-frequency 0" not in extra:
         assert whole["curves"]["eval/episodic_return"].shape == (2, 2)
+        assert "best.pt" in whole
     if env == "Hopper-v4":
         # The others' episodes are longer than the time between checkpoints.
         assert whole["curves"]["charts/episodic_return"].size > 0
