@@ -1,5 +1,6 @@
 """What several test files share: comparisons, runs of a script, tiny environments."""
 
+import gc
 import json
 import math
 import multiprocessing
@@ -146,6 +147,7 @@ def run_forked(
 
 
 def child(folder: Path, script: ModuleType, arguments: str, sabotage: Callable | None, curve: bool):
+    gc.freeze()  # Garbage of earlier tests may wait, when destroyed, for threads of the parent.
     os.chdir(folder)
     # Both levels: libraries in C write past Python.
     for name, target in (("stdout", 1), ("stderr", 2)):

@@ -8,6 +8,7 @@ import builtins
 import contextlib
 import errno
 import faulthandler
+import gc
 import importlib
 import io
 import json
@@ -23,6 +24,7 @@ import sys
 import threading
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +33,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Graph, Sequence
+from moviepy.config import FFMPEG_BINARY
 from tqdm import tqdm
 
 NAMES = ("sac_continuous", "sac_dmc", "sac_ablations")
@@ -95,6 +98,7 @@ def main(module):
 
 
 def child(folder, module, words, sabotage):
+    gc.freeze()  # Garbage of earlier tests may wait, when destroyed, for threads of the parent.
     os.chdir(folder)
     # Its own lock: tqdm's is one semaphore for all forks, and a broken one may have kept it.
     tqdm.set_lock(threading.RLock())
@@ -548,34 +552,40 @@ def test_a_full_disk_at_a_resume_leaves_the_run_as_it_was(script, finished, tmp_
     assert ended.code == 0 and load(finished / "checkpoint.pt")["step"] == 110, ended.err
 
 
-def full_disk_for_videos(module):
-    """ffmpeg, a process of its own, has no room.
+def start(folder, module, flags, **environment):
+    """A fresh interpreter, and a process group of its own as a shell makes it."""
+    command = [sys.executable, module.__file__, *flags.split()]
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | environment
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams)
 
-    The limit is set from outside. A preexec_fn would fork instead of vfork, and then the handlers
-    of libraries that the worker has loaded for other tests run; those may wait without end.
-    """
-    start = subprocess.Popen.__init__
 
-    def start_without_room(self, *args, **options):
-        start(self, *args, **options)
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+def run_without_room_for_videos(folder, module, flags):
+    """ffmpeg, a process of its own, can write a few hundred bytes and no more."""
+    ffmpeg = folder / "ffmpeg"
+    ffmpeg.write_text(f'#!/bin/sh\nulimit -f 1\nexec "{FFMPEG_BINARY}" "$@"\n')
+    ffmpeg.chmod(0o755)
+    process = start(folder, module, flags, IMAGEIO_FFMPEG_EXE=str(ffmpeg))
+    out, err = process.communicate(timeout=PATIENCE)
+    return Ended(process.returncode, out, err)
 
-    subprocess.Popen.__init__ = start_without_room
+
+VIDEOS = [partial(run, sabotage=without_folder("videos")), run_without_room_for_videos]
 
 
 @pytest.mark.slow
 @parent_only
-@pytest.mark.parametrize("sabotage", [without_folder("videos"), full_disk_for_videos])
-def test_a_video_that_cannot_be_written(script, finished, tmp_path, sabotage):
-    ended = run(tmp_path, script.module, "--evaluate runs/finished --capture-video", sabotage)
+@pytest.mark.parametrize("run", VIDEOS, ids=["no folder", "no room"])
+def test_a_video_that_cannot_be_written(script, finished, tmp_path, run):
+    ended = run(tmp_path, script.module, "--evaluate runs/finished --capture-video")
     assert_one_line(ended)
 
 
 @pytest.mark.slow
 @parent_only
-@pytest.mark.parametrize("sabotage", [without_folder("videos"), full_disk_for_videos])
-def test_a_video_in_training_that_cannot_be_written(script, tmp_path, sabotage):
-    ended = run(tmp_path, script.module, f"{script.small} --capture-video", sabotage)
+@pytest.mark.parametrize("run", VIDEOS, ids=["no folder", "no room"])
+def test_a_video_in_training_that_cannot_be_written(script, tmp_path, run):
+    ended = run(tmp_path, script.module, f"{script.small} --capture-video")
     assert_one_line(ended)
     assert "videos" in ended.err and "Last checkpoint: step 40" in ended.err
 
@@ -1133,14 +1143,6 @@ def test_help_describes_the_script(script, monkeypatch, capfd):
     assert ended.value.code == 0 and not said.err
     assert script.module.__doc__.split("\n")[0] in said.out
     assert "--total-timesteps" in said.out
-
-
-def start(folder, module, flags, **environment):
-    """A fresh interpreter, and a process group of its own as a shell makes it."""
-    command = [sys.executable, module.__file__, *flags.split()]
-    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    environment = os.environ | environment
-    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams)
 
 
 @pytest.mark.slow
