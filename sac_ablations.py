@@ -73,7 +73,7 @@ class Args:
     env_id: str = "Hopper-v4"  # Gymnasium environment with bounded Box actions (or "module:name")
     seed: int = 1  # seed of weights, noise, sampling and environments
     total_timesteps: int = 1_000_000  # length of the run
-    num_envs: int = 1  # environments stepped together; there is still one update per step
+    num_envs: int = 1  # environments stepped together; there is still one update per action
 
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
@@ -160,7 +160,7 @@ class Args:
     target_network_frequency: int = 1  # critic updates per target update; hard ones with --tau 1
 
     # Variants: observations and actions
-    normalize_obs: bool = False  # feed (obs - mean) / std of all seen so far, clipped to [-5, 5]
+    normalize_obs: bool = False  # feed (obs - mean) / std of those acted on, clipped to [-5, 5]
     stack: int = 1  # newest observations fed together, zeros before the first
     action_repeat: int = 1  # environment steps per action, rewards summed
 
@@ -212,7 +212,8 @@ class ReplayBuffer:
             self.widths.append(1)  # the steps that a transition spans
         if args.prioritized_replay:
             self.widths.append(1)  # a transition's priority
-            self.weight = torch.ones(args.batch_size, device=device)  # of the batch drawn last
+            # Of the batch drawn last.
+            self.importance_weights = torch.ones(args.batch_size, device=device)
         # On a CPU, the memory of an empty tensor is handed out only as its rows are written.
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
         self.count = 0  # transitions ever added
@@ -226,7 +227,7 @@ class ReplayBuffer:
         if self.args.n_step > 1:
             columns += (steps[:, None],)
         if self.args.prioritized_replay:
-            # New transitions get the highest priority in the buffer.
+            # New transitions get the highest priority in the buffer: each is probably drawn soon.
             highest = self.rows[: len(self), -1].max().item() if self.count else 1
             columns += (np.full((len(obs), 1), highest),)
         rows = np.concatenate(columns, axis=1, dtype=np.float32)
@@ -235,7 +236,10 @@ class ReplayBuffer:
             self.count += 1
 
     def sample(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-        """Row indices (B,), drawn with replacement, uniformly or by priority."""
+        """Row indices (B,), drawn with replacement, uniformly or by priority.
+
+        With PER the weights of their errors are then in `importance_weights`.
+        """
         device = self.rows.device
         index = torch.randint(len(self), (batch_size,), generator=generator, device=device)
         if self.args.prioritized_replay:
@@ -252,11 +256,13 @@ class ReplayBuffer:
             progress = self.count * self.args.action_repeat / self.args.total_timesteps
             progress /= 1 + self.args.hindsight
             beta = 0.5 + 0.5 * progress
-            self.weight.copy_((priority[index] / priority[index].min()) ** -beta)
+            self.importance_weights.copy_((priority[index] / priority[index].min()) ** -beta)
         return index
 
     def set_priorities(self, index: torch.Tensor, td_error: torch.Tensor):
-        self.rows[index, -1] = td_error.nan_to_num() + 0.1  # training stops at the next log
+        # multinomial() refuses a NaN. Here it counts as 0, and the next log stops the run and says
+        # what diverged.
+        self.rows[index, -1] = td_error.nan_to_num() + 0.1
 
     def __getitem__(self, index: torch.Tensor) -> Batch:
         """The transitions in the rows `index` (B,)."""
@@ -383,7 +389,8 @@ class Critics(nn.Module):
         """The weights (C, in, out) of a hidden layer, divided by their norm if that is wanted."""
         weight = self.weights[layer]
         if self.args.spectral_norm:
-            # Miyato et al. 2018 (arXiv 1802.05957).
+            # Miyato et al. 2018 (arXiv 1802.05957). Each call is one more step of the power
+            # iteration that finds the largest singular value.
             right = getattr(self, f"direction{layer}")
             constant = weight.detach()
             left = F.normalize(constant @ right, dim=1)
@@ -454,7 +461,7 @@ class SAC(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """One gradient step of every network, from noise (1 + policy updates, B, A).
 
-        Each optimizer's minimize(loss) is a step of Adam in its own parameters alone. So the
+        Each optimizer's minimize(loss) is a step of Adam on its own parameters only. So the
         gradient of (3) passes through the critics to the action, and leaves their weights as they
         are. Returns 0-d tensors to log, and with prioritized replay td_error (B,). The critics'
         squared errors count by `weight` (B,), and next_obs is `steps` (B,) after obs.
@@ -597,9 +604,9 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     envs, obs, episodes = start_envs(args, step)
     losses = {}
     while step < args.total_timesteps:
-        # Act: uniformly at random at first, then as the policy says.
         if args.normalize_obs:
             agent.observe(obs)
+        # Act: uniformly at random at first, then as the policy says.
         if step < random_steps(args):
             if storage.rounds % args.hold_noise == 0:
                 action = uniform_actions((args.num_envs, agent.action_dim), generator)
@@ -637,7 +644,8 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
         if due(args, args.checkpoint_frequency, step):
             storage.cut()
             save_checkpoint(folder, agent, buffer, generator, step)
-            # Environments cannot be saved: each run makes new ones. A cut episode still bootstraps.
+            # Environments cannot be saved, so a resumed run begins with new ones. This run does the
+            # same here, and both compute the same bits. A cut episode still bootstraps.
             envs.close()
             envs, obs, episodes = start_envs(args, step)
             threads.reset()
@@ -796,7 +804,8 @@ class Hindsight(Storage):
         if hasattr(self.env, "compute_terminated"):
             # Reaching a goal may end the task. This method takes one goal at a time.
             ends = [self.env.compute_terminated(*pair, {}) for pair in zip(achieved, goal)]
-            ended = terminated & self.args.truncation_terminates  # by a time limit, perhaps
+            # With --truncation-terminates the episode's own end, a time limit too, ends the copies.
+            ended = terminated & self.args.truncation_terminates
             terminated = np.array(ends, dtype=bool) | ended
         return np.asarray(reward), terminated
 
@@ -805,7 +814,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     """Returns and successes (E,) of E = --eval-episodes episodes, in environments of their own.
 
     A success is 1, a failure 0, and nan where the environment does not say. The environments' seeds
-    come from `step` and `stream`: 0 for training, 1 for its evaluations, 2 for --evaluate.
+    come from --seed, `step` and `stream`: 0 in training, 1 in its evaluations, 2 with --evaluate.
     """
     makers = [lambda: make_env(args, video)] + [lambda: make_env(args)] * (args.eval_episodes - 1)
     envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
@@ -818,7 +827,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
         if stochastic:
             noise = normal_noise(noise.shape, generator)
         obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
-        returns += reward * running
+        returns[running] += reward[running]
         ended = running & (terminated | truncated)
         success[ended] = reported_success(info, ended)
         running &= ~ended
@@ -885,7 +894,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
-        """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
+        """One step down the gradient of `loss` in these parameters only. It sets no .grad."""
         gradients = torch.autograd.grad(loss, self.params)
         self.steps += 1
         step_size = self.lr / (1 - beta1**self.steps)
@@ -903,11 +912,13 @@ class Adam(nn.Module):
 FIXED_FLAGS = ["env_id", "buffer_size", "n_critics", "hidden", "layers", "value_network"]
 FIXED_FLAGS += ["spectral_norm", "prioritized_replay", "normalize_obs", "autotune"]
 FIXED_FLAGS += ["stack", "action_repeat", "n_step", "hindsight"]
+FIXED_FLAGS += ["reward_scale", "truncation_terminates"]  # the stored transitions contain them
 FIXED_FLAGS += ["preset", "init", "heads", "alpha"]  # what only a new run begins with
 # A resumed run computes the same bits whatever these are.
 WATCHING_FLAGS = ["eval_frequency", "eval_episodes", "log_frequency", "capture_video", "exp_name"]
 WATCHING_FLAGS += ["track", "wandb_project_name", "wandb_entity"]
 RETURN_LABEL = "return of an episode"
+LONGEST_VIDEO = 2_000  # frames
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
@@ -982,7 +993,7 @@ def check_goals(args: Args, env: gym.Env):
         fail(f"{what} has no compute_reward, which rewards other goals: leave --hindsight out")
     for part in parts[1:]:
         if not isinstance(space[part], gym.spaces.Box):
-            fail(f"{what}: {part} is {space[part]}, and only a Box can be replaced: leave it out")
+            fail(f"{what}: {part} is {space[part]}, and only a Box fits: leave --hindsight out")
     for n in (1, 2):
         goals = np.zeros((n, *space["desired_goal"].shape))
         try:
@@ -1038,13 +1049,23 @@ def episode_limit(args: Args, env: gym.Env) -> int | None:
 def record_first_episode(env: gym.Env, video: Path) -> gym.Env:
     env.reset()
     env.render()  # fails here where it cannot
-    return gym.wrappers.RecordVideo(
+    return ShortVideo(
         env,
         str(video.parent),
         name_prefix=video.name,
         episode_trigger=lambda episode: episode == 0,
         disable_logger=True,
     )
+
+
+class ShortVideo(gym.wrappers.RecordVideo):
+    """At most LONGEST_VIDEO frames, because all of them are in memory until they are written."""
+
+    def step(self, action: np.ndarray):
+        result = super().step(action)
+        if self.recording and len(self.recorded_frames) >= LONGEST_VIDEO:
+            self.stop_recording()
+        return result
 
 
 def hint(args: Args, error: Exception) -> str:
@@ -1113,7 +1134,7 @@ def steps_per_round(args: Args) -> int:
 
 
 def steps_per_action(args: Args) -> int:
-    """1, but where actions are repeated."""
+    """1, or --action-repeat where a script has it."""
     return steps_per_round(args) // args.num_envs
 
 
@@ -1934,7 +1955,7 @@ def compile_update(args: Args, agent: SAC, buffer: ReplayBuffer) -> tuple[Callab
     def learn(
         index: torch.Tensor, noise: torch.Tensor, policy_updates: int
     ) -> dict[str, torch.Tensor]:
-        weight = buffer.weight if args.prioritized_replay else 1.0
+        weight = buffer.importance_weights if args.prioritized_replay else 1.0
         steps = buffer.steps(index) if args.n_step > 1 else 1.0
         return agent.update(buffer[index], noise, policy_updates, weight, steps)
 

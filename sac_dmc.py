@@ -6,7 +6,7 @@
 
 This is sac_continuous.py but for these lines, Args, the environments, --list-tasks in main() and
 --action-repeat in check_flags().
-Returns lie in [0, 1000]; only lqr has rewards that can be negative, and no end.
+Returns lie in [0, 1000]; only lqr has rewards that can be negative, and no time limit.
 
 A policy pi maximises the discounted sum of reward + alpha * entropy of pi. Two critics Q_c learn
 the soft Q-value of an action: its reward, and gamma times that sum from the next state on. They
@@ -79,7 +79,7 @@ class Args:
     action_repeat: int = 1  # simulator steps per action, rewards summed; one update per action
     seed: int = 1  # seed of weights, noise, sampling and environments
     total_timesteps: int = 1_000_000  # length of the run
-    num_envs: int = 1  # environments stepped together; there is still one update per step
+    num_envs: int = 1  # environments stepped together; there is still one update per action
 
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
@@ -237,7 +237,7 @@ class SAC(nn.Module):
     def update(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """One gradient step of every network, from standard normal noise (2, B, A).
 
-        Each optimizer's minimize(loss) is a step of Adam in its own parameters alone. So the
+        Each optimizer's minimize(loss) is a step of Adam on its own parameters only. So the
         gradient of (3) passes through the critics to the action, and leaves their weights as they
         are. Returns 0-d tensors to log.
         """
@@ -320,10 +320,11 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
         stop_if_diverged(action, losses, agent, step, folder)
 
-        # Learn, once learning has started: one update per action. Most implementations step first.
-        # This order lets a GPU learn while the environments step.
+        # Learn: one update per action after --learning-starts (until then the range is empty).
+        # Most implementations step first. This order lets a GPU learn while the environments step.
         next_step = step + steps_per_round(args)
-        for _ in range(min(args.num_envs, next_step - args.learning_starts)):
+        learning_steps = next_step - max(step, args.learning_starts)
+        for _ in range(learning_steps // steps_per_action(args)):
             noise = normal_noise((2, args.batch_size, agent.action_dim), generator)
             index = buffer.sample(args.batch_size, generator)
             losses = learn(index, noise)
@@ -351,7 +352,8 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             save_if_best(folder, agent, step, returns.mean())
         if due(args, args.checkpoint_frequency, step):
             save_checkpoint(folder, agent, buffer, generator, step)
-            # Environments cannot be saved: each run makes new ones. A cut episode still bootstraps.
+            # Environments cannot be saved, so a resumed run begins with new ones. This run does the
+            # same here, and both compute the same bits. A cut episode still bootstraps.
             envs.close()
             envs, obs, episodes = start_envs(args, step)
             threads.reset()
@@ -364,7 +366,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
     """Returns and successes (E,) of E = --eval-episodes episodes, in environments of their own.
 
     A success is 1, a failure 0, and nan where the environment does not say. The environments' seeds
-    come from `step` and `stream`: 0 for training, 1 for its evaluations, 2 for --evaluate.
+    come from --seed, `step` and `stream`: 0 in training, 1 in its evaluations, 2 with --evaluate.
     """
     makers = [lambda: make_env(args, video)] + [lambda: make_env(args)] * (args.eval_episodes - 1)
     envs, obs = make_vector_env(makers, seed=(args.seed, step, stream))
@@ -377,7 +379,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
         if stochastic:
             noise = normal_noise(noise.shape, generator)
         obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
-        returns += reward * running
+        returns[running] += reward[running]
         ended = running & (terminated | truncated)
         success[ended] = reported_success(info, ended)
         running &= ~ended
@@ -447,7 +449,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def minimize(self, loss: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8):
-        """One step down the gradient of `loss` in these parameters alone. It sets no .grad."""
+        """One step down the gradient of `loss` in these parameters only. It sets no .grad."""
         gradients = torch.autograd.grad(loss, self.params)
         self.steps += 1
         step_size = self.lr / (1 - beta1**self.steps)
@@ -466,6 +468,7 @@ FIXED_FLAGS = ["env_id", "buffer_size", "action_repeat"]  # a resumed run must k
 WATCHING_FLAGS = ["eval_frequency", "eval_episodes", "log_frequency", "capture_video", "exp_name"]
 WATCHING_FLAGS += ["track", "wandb_project_name", "wandb_entity"]
 RETURN_LABEL = "return of an episode (0 to 1000, save lqr)"
+LONGEST_VIDEO = 2_000  # frames
 
 
 def suite_tasks() -> dict[str, tuple[str, str]]:
@@ -498,8 +501,10 @@ class Task(gym.Wrapper):
         self.rendering = render_mode
         super().__init__(self.build(seed=0))
         if self.env.action_space.high.max() == 1e10:
-            # lqr alone has no bounds; nearly all other tasks have these.
+            # Only lqr has no bounds; nearly all other tasks have these.
             self.action_space = gym.spaces.Box(-1, 1, self.env.action_space.shape)
+        # Shimmy gives milliseconds per step instead, and does not know of the repeat.
+        self.metadata = self.env.metadata | {"render_fps": 1 / (self.env.unwrapped.dt * repeat)}
 
     def build(self, seed: int) -> gym.Env:
         from dm_control import suite
@@ -559,13 +564,23 @@ def episode_limit(args: Args, env: gym.Env) -> int | None:
 def record_first_episode(env: gym.Env, video: Path) -> gym.Env:
     env.reset()
     env.render()  # fails here where it cannot
-    return gym.wrappers.RecordVideo(
+    return ShortVideo(
         env,
         str(video.parent),
         name_prefix=video.name,
         episode_trigger=lambda episode: episode == 0,
         disable_logger=True,
     )
+
+
+class ShortVideo(gym.wrappers.RecordVideo):
+    """At most LONGEST_VIDEO frames, because all of them are in memory until they are written."""
+
+    def step(self, action: np.ndarray):
+        result = super().step(action)
+        if self.recording and len(self.recorded_frames) >= LONGEST_VIDEO:
+            self.stop_recording()
+        return result
 
 
 def rescale_actions(env: gym.Env) -> gym.Env:
@@ -615,7 +630,7 @@ def steps_per_round(args: Args) -> int:
 
 
 def steps_per_action(args: Args) -> int:
-    """1, but where actions are repeated."""
+    """1, or --action-repeat where a script has it."""
     return steps_per_round(args) // args.num_envs
 
 

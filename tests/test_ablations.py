@@ -1360,9 +1360,11 @@ def test_weights_undo_the_probabilities(added, combined):
     for _ in range(200):
         index = buffer.sample(32, random).numpy()
         weight = (len(buffer) * probabilities[index]) ** -beta
-        np.testing.assert_allclose(buffer.weight.numpy(), weight / weight.max(), rtol=1e-5)
-        assert buffer.weight.max() == 1
-        assert buffer.weight.dtype == torch.float32
+        np.testing.assert_allclose(
+            buffer.importance_weights.numpy(), weight / weight.max(), rtol=1e-5
+        )
+        assert buffer.importance_weights.max() == 1
+        assert buffer.importance_weights.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -1374,7 +1376,7 @@ def test_beta_goes_from_one_half_to_one(added, repeat, beta):
     priorities(buffer).copy_(torch.linspace(0.1, 3, len(buffer)))
     index = buffer.sample(64, torch.Generator())
     powers = priorities(buffer)[index].double() ** 0.7
-    same(buffer.weight.double(), (powers / powers.min()) ** -beta, 1e-5)
+    same(buffer.importance_weights.double(), (powers / powers.min()) ** -beta, 1e-5)
 
 
 def test_the_first_transitions_get_priority_one():
@@ -1859,7 +1861,7 @@ def learner(agent, args, compiled):
     steps = np.arange(len(batch.obs)) % args.n_step + 1
     buffer.add(*(column.numpy() for column in batch), steps)
     if args.prioritized_replay:
-        buffer.weight.copy_(torch.linspace(0.1, 1, ROWS))
+        buffer.importance_weights.copy_(torch.linspace(0.1, 1, ROWS))
     how = dataclasses.replace(args, compile="on" if compiled else "off")
     return *sac.compile_update(how, agent, buffer), buffer
 

@@ -540,6 +540,8 @@ def test_flags_that_a_resumed_run_must_keep(sac, tmp_path, finished):
     assert {*sac.FIXED_FLAGS} >= {"env_id", "buffer_size"}
     if sac.__name__ == "sac_ablations":  # what acts at the start of a new run alone
         assert {*sac.FIXED_FLAGS} >= {"preset", "init", "heads", "alpha"}
+        # What the stored transitions contain.
+        assert {*sac.FIXED_FLAGS} >= {"n_step", "reward_scale", "truncation_terminates"}
     for key in {*sac.FIXED_FLAGS} - {"env_id"}:
         flag = f"--{key.replace('_', '-')}"
         changed = f"{flag} {saved[key]}1"

@@ -111,7 +111,8 @@ def test_action_repeat_stops_where_the_episode_ends():
 @slow
 def test_counts_with_action_repeat_are_simulator_steps(tmp_path):
     flags = f"{SMALL} --total-timesteps 2400 --checkpoint-frequency 9999"  # no episode is cut
-    flags += " --env-id cartpole-balance --action-repeat 4"
+    # The action that passes step 121 has begun before it: no update yet.
+    flags += " --env-id cartpole-balance --action-repeat 4 --learning-starts 121"
     ended = helpers.run(tmp_path, sac_dmc, flags)
     assert ended.code == 0, ended.err
     folder = only_run(tmp_path)
@@ -120,7 +121,17 @@ def test_counts_with_action_repeat_are_simulator_steps(tmp_path):
     assert lengths.tolist() == [[1000, 2000], [1000, 1000]]
     assert state["step"] == 2400
     assert len(state["rows"]) == 600
-    assert state["agent"]["critic_optimizer.steps"] == (2400 - 120) / 4  # one update per action
+    assert state["agent"]["critic_optimizer.steps"] == (2400 - 124) / 4  # one update per action
+
+
+@pytest.mark.parametrize(
+    "name, repeat, frames_per_second", [("walker-walk", 1, 40), ("cartpole-balance", 4, 25)]
+)
+def test_videos_are_as_fast_as_the_simulated_time(name, repeat, frames_per_second):
+    env = make(name, action_repeat=repeat)
+    assert env.metadata["render_fps"] == pytest.approx(frames_per_second)
+    env.reset(seed=1)  # which builds the task anew
+    assert env.metadata["render_fps"] == pytest.approx(frames_per_second)
 
 
 @pytest.mark.parametrize("name, cut", [("walker-walk", True), ("lqr-lqr_2_1", False)])

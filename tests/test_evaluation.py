@@ -1,8 +1,12 @@
 """Evaluation: whole episodes of environments of its own, deterministic unless asked, no trace."""
 
+import math
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from helpers import Counting, is_same, journal, made_columns, register, same
 
 pytestmark = pytest.mark.usefixtures("gymnasium_only")
@@ -30,6 +34,34 @@ def test_evaluation_is_the_first_episode_of_each_environment(sac):
             firsts[instance] = firsts.get(instance, 0) + m.reward
     assert len({m.episode for m in journal.made}) > len(firsts) == 9  # there was more to take
     np.testing.assert_array_equal(returns, [firsts[instance] for instance in sorted(firsts)])
+
+
+class NanAfterwards(gym.Env):
+    """The first instance has an episode of three steps, and then rewards that are no numbers."""
+
+    observation_space = Box(-1, 1, (1,))
+    action_space = Box(-1, 1, (1,))
+    instances = 0
+
+    def __init__(self):
+        self.length = 3 if NanAfterwards.instances == 0 else 6
+        NanAfterwards.instances += 1
+        self.t = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        reward = 1.0 if self.t <= self.length else math.nan
+        return np.zeros(1, np.float32), reward, self.t >= self.length, False, {}
+
+
+def test_what_follows_an_episode_does_not_count(sac, monkeypatch):
+    agent, args = new_agent(sac, register("NanAfterwards", NanAfterwards), eval_episodes=2)
+    monkeypatch.setattr(NanAfterwards, "instances", 0)
+    returns, _ = sac.evaluate(agent, args, step=0)
+    np.testing.assert_array_equal(returns, [3, 6])
 
 
 def test_evaluation_is_deterministic_unless_asked(sac):

@@ -32,6 +32,7 @@ from matplotlib.image import imread
 from moviepy import VideoFileClip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import sac_continuous
 from tests.wandb_files import finished_records, wandb_records
 
 once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
@@ -376,6 +377,20 @@ def test_the_video_is_the_first_episode_of_the_first_environment(sac, tmp_path, 
     assert red.max() < 30
     assert green.max() < 30
     assert (np.diff(blue) > 5).all()
+
+
+@pytest.mark.usefixtures("gymnasium_only")
+def test_a_video_has_no_more_frames_than_fit_in_memory(sac, tmp_path, monkeypatch):
+    monkeypatch.setattr(sac, "LONGEST_VIDEO", 6)
+    monkeypatch.setattr(
+        sac_continuous, "LONGEST_VIDEO", 6
+    )  # whose environments sac_dmc.py has here
+    monkeypatch.setattr(Flashing, "instances", 0)
+    args = sac.Args(env_id=register("Flashing", Flashing), eval_episodes=1)
+    returns, _ = sac.evaluate(sac.SAC(1, 1, args), args, 0, video=tmp_path / "videos" / "step-0")
+    assert returns == 10  # the episode goes on
+    (path,) = (tmp_path / "videos").iterdir()
+    assert len(frames_of(path)) in (5, 6)
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ CASES = [
     pytest.param("Hopper-v4", 4, 1, "", marks=[only_continuous, slow]),
     pytest.param("Hopper-v4", 2, 1, "--compile on", marks=[only_continuous, slow]),
     pytest.param("BipedalWalker-v3", 4, 1, "--eval-episodes 1", marks=[only_continuous, slow]),
-    # Its episodes have no end. That evaluations cut them, test_evaluation.py shows.
+    # Its episodes have no time limit. That evaluations cut them, test_evaluation.py shows.
     pytest.param("lqr-lqr_2_1", 1, 1, "--eval-frequency 0", marks=[only_dmc, slow]),
     pytest.param("cartpole-swingup", 2, 2, "--action-repeat 2", marks=[only_dmc, slow]),
 ]
