@@ -18,7 +18,7 @@ import psutil
 
 from benchmark.runs import RETURN, Records, Run, args_of, fail
 
-STEPS_PER_SECOND = 150  # of one run with one thread, for estimates before anything has run
+STEPS_PER_SECOND = 80  # of one thread beside another one, for estimates before anything has run
 
 
 def die_with_parent():

@@ -37,21 +37,22 @@ HOW_JUDGED = (
     "A rule is confirmed where the interval lies wholly on the side it names, refuted where "
     "it lies wholly on the other, undecided elsewhere, and open with fewer than {deciding} "
     "runs on a side or where one failed. The claim is confirmed if all rules are, refuted if "
-    "one is. The interval is the bootstrap's, which is too narrow for few runs; Student's t, "
-    "Welch's where two variants are compared, is wider and says how much of the verdict hangs "
-    "on that. Neither makes up for the number of rules."
+    "one is. The interval is the bootstrap's, which is too narrow for few runs. Student's t "
+    "(Welch's where two variants are compared) has a wider interval, and shows how much of the "
+    "verdict depends on that. No correction is made for testing several rules."
 )
-HOW_MEASURED = (
-    "Returns are means of the deterministic policy's last evaluation; IQM: mean of the middle "
-    "half of the runs, of up to three runs the mean; better than: probability that a run beats "
-    "one of that variant; best evaluation: the highest of each run, of whichever step. "
-    "Intervals are rliable's stratified bootstrap over runs, {repetitions:,} repetitions. They "
-    "are too narrow: with normal returns of three, five and ten runs those of the mean hold the "
-    "true one in 75, 83 and 90 % of all cases, those of the IQM in 75, 88 and 93 %. Bands in the "
-    "figure: 95 % intervals of the mean; hours: medians over the runs, where rows have them for "
-    "whole runs alone in proportion to the steps. steps/s: median over the records of a run, then "
-    "over runs; it varies with what else the machine did."
-)
+HOW_MEASURED = """\
+- Return: mean of the last evaluation, by the deterministic policy.
+- IQM: mean of the middle half of the runs; of three runs or fewer their mean.
+- Better than: probability that a run returns more than a run of that variant.
+- Best evaluation: the highest evaluation of each run, averaged over the runs.
+- Intervals: 95 % bootstrap over runs (rliable, stratified, {repetitions:,} repetitions). They are too
+  narrow. For normal returns of 3, 5 or 10 runs they contain the true mean in 75, 83 or 90 % of all
+  cases, and the true IQM in 75, 88 or 93 %.
+- Bands in the figure: 95 % intervals of the mean.
+- Hours in the figure: medians over the runs. Where only the length of a whole run is recorded, its
+  hours are spread evenly over its steps.
+- Steps/s: median over the records of a run, then over runs. It depends on what else the machine did."""
 
 
 @dataclass

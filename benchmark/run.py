@@ -1,10 +1,10 @@
 """Run the studies of benchmark/studies.py, several runs at a time.
 
-    python -m benchmark.run --list         # the studies, and what they cost
+    python -m benchmark.run --list         # the studies, and roughly what they cost
     python -m benchmark.run F5 F4          # one after the other; what they share is run once
     python -m benchmark.run F1 --jobs 4    # four runs at a time, each with one thread
     python -m benchmark.run F1 --ray auto  # on the Ray cluster of this machine
-    python -m benchmark.run F1 --again     # whatever is in the committed results
+    python -m benchmark.run F1 --again     # even what the committed results have
 
 Stop it with Ctrl-C, or lose it in any other way: started again, it continues. What is finished,
 here or in the committed results, is not run again. What was stopped goes on from its checkpoint. A
@@ -30,14 +30,14 @@ from benchmark.studies import STUDIES
 class Args:
     studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # names, as --list prints them
     list: bool = False  # print the studies, with steps and hours, and stop
-    variants: tuple[str, ...] = ()  # run these variants alone, by their labels
+    variants: tuple[str, ...] = ()  # run only these variants, by their labels
     jobs: int | None = None  # runs at a time; None: as this machine has cores, or the cluster room
     threads: int = 1  # CPU threads of each run
     # host:port of a Ray cluster, or auto; its nodes share this folder and the repository
     ray: str = ""
     cpus: float | None = None  # CPUs that a run takes on the cluster; None: as many as threads
     gpus: float = 0  # GPUs that a run takes on the cluster, or a fraction of one
-    again: bool = False  # repeat what is in the committed results alone, without a folder in runs/
+    again: bool = False  # run what only the committed results have, too; runs/ still counts
     track: bool = False  # to Weights & Biases, grouped by study and tagged by variant
 
 
@@ -47,7 +47,7 @@ def print_list():
         runs = runs_of(name, study)
         steps = sum(run.steps for run in runs)
         hours = steps / STEPS_PER_SECOND / 3600
-        cost = f"{len(runs)} runs, {steps / 1e6:.1f}M steps, about {hours:.0f} core-hours"
+        cost = f"{len(runs)} runs, {steps / 1e6:.1f}M steps, about {hours:.1f} core-hours"
         print(f"{name:8} {cost}\n         {study.claim or study.note or 'a benchmark'}")
 
 

@@ -183,7 +183,8 @@ STUDIES = {
         + each([LANDER], ["reward scale 1", "reward scale 5", "reward scale 20"], "below", LANDED),
         flags=f"{LANDER_OF_3} --learning-starts 20000",
         seeds=3,
-        note="planned with five seeds, run with three",
+        note="to land: a last evaluation of 200 or more; planned with five seeds, reduced to three "
+        "before the first run",
     ),
     "F15": Study(
         {LANDER: 250_000},
@@ -193,7 +194,7 @@ STUDIES = {
         + each([LANDER], ["start 300", "start 10000"], "below", LANDED),
         flags=f"{LANDER_OF_3} --reward-scale 40",
         seeds=3,
-        note="planned with five seeds, run with three",
+        note="as in F14",
     ),
     "F16": Study(
         {SWINGUP: 50_000, "Hopper-v4": 100_000},
@@ -234,7 +235,7 @@ STUDIES = {
         seeds=3,
         flags="--eval-frequency 2000 --compile on",
         diagnostics=True,
-        note="do the knobs do anything?",
+        note="what do the number of critics, a fixed temperature and delayed policy updates do?",
     ),
     "walker": Study(
         {WALKER: 50_000},
@@ -304,8 +305,8 @@ STUDIES = {
         {"default": "", "gamma 0.999": "--gamma 0.999"},
         script="sac_continuous.py",
         only={"gamma 0.999": "Swimmer-v4"},
-        note="a benchmark; Swimmer is known to learn little with a discount of 0.99: with one of "
-        "0.999 too",
+        note="one million steps; Swimmer with a discount of 0.999 too, as it is known to learn "
+        "little with 0.99",
     ),
     "dmc": Study(dict.fromkeys(SUITE, 500_000), {"default": ""}, script="sac_dmc.py"),
     "presets": Study(
@@ -324,8 +325,8 @@ STUDIES = {
         },
         script="sac_continuous.py",
         seeds=3,
-        note="their code with their defaults, evaluated as ours is, each run with one thread; our "
-        "code with SB3's settings was added, and run, when the results of the others were known",
+        note="beside other libraries, each with its own defaults and one thread; the last variant "
+        "was added when the results of the others were known",
     ),
     "quick": Study(
         {"HalfCheetah-v4": 100_000, "Hopper-v4": 100_000, "Pendulum-v1": 10_000},
