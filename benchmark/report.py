@@ -46,13 +46,13 @@ HOW_MEASURED = """\
 - IQM: mean of the middle half of the runs; of three runs or fewer their mean.
 - Better than: probability that a run returns more than a run of that variant.
 - Best evaluation: the highest evaluation of each run, averaged over the runs.
-- Intervals: 95 % bootstrap over runs (rliable, stratified, {repetitions:,} repetitions). They are too
-  narrow. For normal returns of 3, 5 or 10 runs they contain the true mean in 75, 83 or 90 % of all
-  cases, and the true IQM in 75, 88 or 93 %.
+- Intervals: 95 % bootstrap over runs (rliable, stratified, {repetitions:,} repetitions). They are
+  too narrow. For normal returns of 3, 5 or 10 runs they contain the true mean in 75, 83 or 90 % of
+  all cases, and the true IQM in 75, 88 or 93 %.
 - Bands in the figure: 95 % intervals of the mean.
 - Hours in the figure: medians over the runs. Where only the length of a whole run is recorded, its
   hours are spread evenly over its steps.
-- Steps/s: median over the records of a run, then over runs. It depends on what else the machine did."""
+- Steps/s: median over the records of a run, then over runs. Other work on the machine lowers it."""
 
 
 @dataclass

@@ -269,7 +269,7 @@ def test_the_list_names_all_studies_and_their_cost():
     assert listed.returncode == 0 and [
         line.split()[0] for line in listed.stdout.splitlines()[::2]
     ] == list(STUDIES)
-    assert "F5       25 runs, 1.2M steps, about 2 core-hours" in listed.stdout
+    assert "F5       25 runs, 1.2M steps, about 4.3 core-hours" in listed.stdout
 
 
 @pytest.mark.parametrize("program", ["run", "tune"])
