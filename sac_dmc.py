@@ -352,8 +352,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             save_if_best(folder, agent, step, returns.mean())
         if due(args, args.checkpoint_frequency, step):
             save_checkpoint(folder, agent, buffer, generator, step)
-            # Environments cannot be saved, so a resumed run begins with new ones. This run does the
-            # same here, and both compute the same bits. A cut episode still bootstraps.
+            # Environments cannot be saved: a resumed run begins with new ones. So does this one.
             envs.close()
             envs, obs, episodes = start_envs(args, step)
             threads.reset()

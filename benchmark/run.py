@@ -37,7 +37,7 @@ class Args:
     ray: str = ""
     cpus: float | None = None  # CPUs that a run takes on the cluster; None: as many as threads
     gpus: float = 0  # GPUs that a run takes on the cluster, or a fraction of one
-    again: bool = False  # run what only the committed results have, too; runs/ still counts
+    again: bool = False  # run even what the committed results have; runs/ still counts
     track: bool = False  # to Weights & Biases, grouped by study and tagged by variant
 
 

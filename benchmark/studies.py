@@ -29,6 +29,8 @@ CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [1] g
 OFTEN = "--eval-frequency 5000 --checkpoint-frequency 10000"
 SOLVED = 800.0  # of 1000, on swingup
 LANDED = 200.0  # from where Gymnasium counts the landing as solved
+FEWER_LANDERS = "to land: a last evaluation of 200 or more; planned with five seeds, reduced to "
+FEWER_LANDERS += "three before the first run"
 MUJOCO = ["Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4"]
 SUITE = ["cartpole-balance", "cartpole-swingup", "ball_in_cup-catch", "walker-walk", "cheetah-run"]
 SUITE += ["finger-spin", "hopper-stand", "pendulum-swingup", "reacher-easy", "walker-run"]
@@ -183,8 +185,7 @@ STUDIES = {
         + each([LANDER], ["reward scale 1", "reward scale 5", "reward scale 20"], "below", LANDED),
         flags=f"{LANDER_OF_3} --learning-starts 20000",
         seeds=3,
-        note="to land: a last evaluation of 200 or more; planned with five seeds, reduced to three "
-        "before the first run",
+        note=FEWER_LANDERS,
     ),
     "F15": Study(
         {LANDER: 250_000},
@@ -194,7 +195,7 @@ STUDIES = {
         + each([LANDER], ["start 300", "start 10000"], "below", LANDED),
         flags=f"{LANDER_OF_3} --reward-scale 40",
         seeds=3,
-        note="as in F14",
+        note=FEWER_LANDERS,
     ),
     "F16": Study(
         {SWINGUP: 50_000, "Hopper-v4": 100_000},

@@ -570,22 +570,22 @@ def run_without_room_for_videos(folder, module, flags):
     return Ended(process.returncode, out, err)
 
 
-VIDEOS = [partial(run, sabotage=without_folder("videos")), run_without_room_for_videos]
+BLOCKED = [partial(run, sabotage=without_folder("videos")), run_without_room_for_videos]
 
 
 @pytest.mark.slow
 @parent_only
-@pytest.mark.parametrize("run", VIDEOS, ids=["no folder", "no room"])
-def test_a_video_that_cannot_be_written(script, finished, tmp_path, run):
-    ended = run(tmp_path, script.module, "--evaluate runs/finished --capture-video")
+@pytest.mark.parametrize("run_blocked", BLOCKED, ids=["no folder", "no room"])
+def test_a_video_that_cannot_be_written(script, finished, tmp_path, run_blocked):
+    ended = run_blocked(tmp_path, script.module, "--evaluate runs/finished --capture-video")
     assert_one_line(ended)
 
 
 @pytest.mark.slow
 @parent_only
-@pytest.mark.parametrize("run", VIDEOS, ids=["no folder", "no room"])
-def test_a_video_in_training_that_cannot_be_written(script, tmp_path, run):
-    ended = run(tmp_path, script.module, f"{script.small} --capture-video")
+@pytest.mark.parametrize("run_blocked", BLOCKED, ids=["no folder", "no room"])
+def test_a_video_in_training_that_cannot_be_written(script, tmp_path, run_blocked):
+    ended = run_blocked(tmp_path, script.module, f"{script.small} --capture-video")
     assert_one_line(ended)
     assert "videos" in ended.err and "Last checkpoint: step 40" in ended.err
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from scipy import stats
 
 import sac_continuous
 from benchmark import report, run, tune
@@ -605,6 +606,54 @@ def test_what_is_said_of_the_lander_runs_is_so():
     starts = [f"start {start}" for start in (20_000, 10_000, 300)]
     means = [np.mean(of_variant(half, start)) for half in (early, late) for start in starts]
     assert told.format(*means) in text
+
+
+def final(study: str, task: str, variant: str) -> list[float]:
+    """The last returns of the seeds of a variant."""
+    with open(ROOT / "benchmark" / "results" / study / "returns.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["variant"] == variant]
+    rows = [row for row in rows if task in row["env_id"]]
+    last = str(max(int(row["step"]) for row in rows))
+    return [float(row["return"]) for row in rows if row["step"] == last]
+
+
+def welch(ours: list[float], theirs: list[float]) -> tuple[str, str]:
+    """The 95 % interval of the difference of means."""
+    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    return f"{interval.low:.0f}", f"{interval.high:.0f}"
+
+
+def test_what_is_said_of_both_sets_of_default_runs_is_so():
+    text = re.sub(r"\s+", " ", PAGE_OF_STUDIES.read_text())
+    these = final("F3", "swingup", "tau 0.005")
+    others = final("F17", "swingup", "default")
+    assert len(these) == len(others) == 5 and these != others
+    tau = final("F3", "swingup", "tau 0.01")
+    told = "by {} to {} (Welch's t), of the other five by {} to {}, and of all ten by {} to {}."
+    intervals = [*welch(tau, these), *welch(tau, others), *welch(tau, these + others)]
+    assert told.format(*intervals) in text
+    alpha = final("F4", "swingup", "alpha 0.01")
+    told = "by {} to {} (Welch's t) of these five runs of the default, "
+    told += "by {} to {} of the other five, and by {} to {} of all ten."
+    intervals = [*welch(alpha, these), *welch(alpha, others), *welch(alpha, these + others)]
+    assert told.format(*intervals) in text
+
+
+def test_what_is_said_of_layer_norm_is_so():
+    text = re.sub(r"\s+", " ", PAGE_OF_STUDIES.read_text())
+    tasks = ("HalfCheetah", "Hopper", "Walker2d")
+    default, with_norm = (
+        [final("layer-norm", task, variant) for task in tasks]
+        for variant in ("default", "layer norm")
+    )
+    assert {len(values) for values in default + with_norm} == {3}
+    means = [f"{np.mean(values):.0f}" for values in with_norm + default]
+    told = "layer norm returns {} on HalfCheetah, {} on Hopper and {} on Walker2d. "
+    told += "The default returns {}, {} and {}."
+    assert told.format(*means) in text
+    intervals = [welch(*values) for values in zip(with_norm, default)]
+    assert all(float(low) < 0 < float(high) for low, high in intervals)
+    assert "(HalfCheetah: {} to {})".format(*intervals[0]) in text
 
 
 SPEED_TITLE = "Environment steps per second of training:"

@@ -381,10 +381,9 @@ def test_the_video_is_the_first_episode_of_the_first_environment(sac, tmp_path, 
 
 @pytest.mark.usefixtures("gymnasium_only")
 def test_a_video_has_no_more_frames_than_fit_in_memory(sac, tmp_path, monkeypatch):
-    monkeypatch.setattr(sac, "LONGEST_VIDEO", 6)
-    monkeypatch.setattr(
-        sac_continuous, "LONGEST_VIDEO", 6
-    )  # whose environments sac_dmc.py has here
+    # sac_dmc.py has the environments of sac_continuous.py here.
+    for script in (sac, sac_continuous):
+        monkeypatch.setattr(script, "LONGEST_VIDEO", 6)
     monkeypatch.setattr(Flashing, "instances", 0)
     args = sac.Args(env_id=register("Flashing", Flashing), eval_episodes=1)
     returns, _ = sac.evaluate(sac.SAC(1, 1, args), args, 0, video=tmp_path / "videos" / "step-0")
