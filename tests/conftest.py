@@ -23,6 +23,8 @@ LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train
 def pytest_configure(config):
     # A shell has what runs in its background ignore Ctrl-C; what tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Four workers share the cores: a thread that waits for another one must not spin on its core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config.addinivalue_line("markers", "only(*scripts): the scripts that this is for")
     config.addinivalue_line("markers", "without(*scripts): the scripts that this is not for")
 

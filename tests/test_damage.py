@@ -1147,12 +1147,17 @@ def test_help_describes_the_script(script, monkeypatch, capfd):
 
 @pytest.mark.slow
 @parent_only
-@pytest.mark.parametrize("seconds", [0.3, 1, 2, 3, 4])
+@pytest.mark.parametrize("seconds", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("flags", ["", "--compile on"])
 def test_ctrl_c_soon_after_the_start(script, tmp_path, seconds, flags):
     """To the whole group of processes, as a terminal sends it: PyTorch's compilers have it too."""
     flags = f"{script.small} --total-timesteps 100000 {flags}"
     process = start(tmp_path, script.module, flags, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    # Python itself answers a Ctrl-C with a traceback until the script has told it not to, which is
+    # before the slow imports. The first of these is NumPy.
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "/numpy/" not in maps.read_text():
+        time.sleep(0.01)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
