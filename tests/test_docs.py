@@ -488,6 +488,19 @@ def test_the_tables_of_returns_are_those_of_the_runs(study, title):
         assert abs(float(mean) - np.mean(values)) <= 0.5
 
 
+def test_the_returns_after_a_million_steps_are_those_of_the_runs():
+    page = ROOT / "docs" / "results.md"
+    ours, *_ = table_under(page, "## One million steps")
+    name, cheetah, walker, n, *_ = ours
+    assert name == "One-File SAC"
+    told = {"HalfCheetah-v4": cheetah, "Walker2d-v4": walker}
+    returns = final_returns("mujoco")
+    assert returns.keys() == told.keys()
+    for task, values in returns.items():
+        assert len(values) == int(n)
+        assert abs(float(told[task]) - np.mean(values)) <= 0.5
+
+
 def test_the_race_of_the_libraries_is_that_of_the_runs():
     folder = ROOT / "benchmark" / "results" / "peers"
     returns, minutes = defaultdict(list), defaultdict(list)
@@ -639,21 +652,32 @@ def test_what_is_said_of_both_sets_of_default_runs_is_so():
     assert told.format(*intervals) in text
 
 
-def test_what_is_said_of_layer_norm_is_so():
+CHANGES = {"layer-norm": "layer norm", "n-step": "n-step 3"}  # study: its variant
+THREE = ("HalfCheetah", "Hopper", "Walker2d")
+
+
+def test_what_is_said_of_layer_norm_and_n_step_is_so():
     text = re.sub(r"\s+", " ", PAGE_OF_STUDIES.read_text())
-    tasks = ("HalfCheetah", "Hopper", "Walker2d")
-    default, with_norm = (
-        [final("layer-norm", task, variant) for task in tasks]
-        for variant in ("default", "layer norm")
-    )
-    assert {len(values) for values in default + with_norm} == {3}
-    means = [f"{np.mean(values):.0f}" for values in with_norm + default]
-    told = "layer norm returns {} on HalfCheetah, {} on Hopper and {} on Walker2d. "
-    told += "The default returns {}, {} and {}."
+    default = [final("layer-norm", task, "default") for task in THREE]
+    assert default == [final("n-step", task, "default") for task in THREE]
+    changed = {
+        study: [final(study, task, variant) for task in THREE]
+        for study, variant in CHANGES.items()
+    }
+    assert {len(values) for of_tasks in [default, *changed.values()] for values in of_tasks} == {3}
+    means = [np.mean(values) for of_tasks in [*changed.values(), default] for values in of_tasks]
+    told = "layer norm returns {:.0f} on HalfCheetah, {:.0f} on Hopper and {:.0f} on Walker2d, "
+    told += "targets of three rewards {:.0f}, {:.0f} and {:.0f}. "
+    told += "The default returns {:.0f}, {:.0f} and {:.0f}."
     assert told.format(*means) in text
-    intervals = [welch(*values) for values in zip(with_norm, default)]
+    intervals = [
+        welch(*values) for of_tasks in changed.values() for values in zip(of_tasks, default)
+    ]
     assert all(float(low) < 0 < float(high) for low, high in intervals)
-    assert "(HalfCheetah: {} to {})".format(*intervals[0]) in text
+    assert "layer norm on HalfCheetah: {} to {}".format(*intervals[0]) in text
+    assert "three rewards on HalfCheetah: {} to {}".format(*intervals[3]) in text
+    seeds = [f"{value:.0f}" for value in changed["n-step"][0]]
+    assert "three rewards return {}, {} and {} there".format(*seeds) in text
 
 
 SPEED_TITLE = "Environment steps per second of training:"
