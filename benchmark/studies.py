@@ -279,7 +279,7 @@ STUDIES = {
         "Targets of three rewards help",
         each(THREE, ["n-step 3"], "above", "default"),
         seeds=3,
-        note="our own question",
+        note="our own question; a run of n-step 3 on HalfCheetah was paused for 77 minutes",
     ),
     "hindsight": Study(
         {REACH: 8_000},

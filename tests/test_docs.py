@@ -496,9 +496,16 @@ def test_the_returns_after_a_million_steps_are_those_of_the_runs():
     told = {"HalfCheetah-v4": cheetah, "Walker2d-v4": walker}
     returns = final_returns("mujoco")
     assert returns.keys() == told.keys()
+    text = re.sub(r"\s+", " ", page.read_text())
     for task, values in returns.items():
         assert len(values) == int(n)
         assert abs(float(told[task]) - np.mean(values)) <= 0.5
+        with open(ROOT / "benchmark" / "results" / "mujoco" / "returns.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["env_id"] == task]
+        curve = [(float(row["return"]), int(row["step"])) for row in rows]
+        assert "best evaluation was {:.0f}, at step {:,}".format(*max(curve)) in text
+        late = np.mean([value for value, step in curve if step >= 910_000])
+        assert re.search(rf"on the mean of our evaluations is {late:.0f};", text)
 
 
 def test_the_race_of_the_libraries_is_that_of_the_runs():
@@ -652,32 +659,30 @@ def test_what_is_said_of_both_sets_of_default_runs_is_so():
     assert told.format(*intervals) in text
 
 
-CHANGES = {"layer-norm": "layer norm", "n-step": "n-step 3"}  # study: its variant
 THREE = ("HalfCheetah", "Hopper", "Walker2d")
+SMALLER = "Mean returns after 100,000 steps, three seeds each (layer-norm and n-step):"
 
 
 def test_what_is_said_of_layer_norm_and_n_step_is_so():
-    text = re.sub(r"\s+", " ", PAGE_OF_STUDIES.read_text())
-    default = [final("layer-norm", task, "default") for task in THREE]
-    assert default == [final("n-step", task, "default") for task in THREE]
-    changed = {
-        study: [final(study, task, variant) for task in THREE]
-        for study, variant in CHANGES.items()
-    }
-    assert {len(values) for of_tasks in [default, *changed.values()] for values in of_tasks} == {3}
-    means = [np.mean(values) for of_tasks in [*changed.values(), default] for values in of_tasks]
-    told = "layer norm returns {:.0f} on HalfCheetah, {:.0f} on Hopper and {:.0f} on Walker2d, "
-    told += "targets of three rewards {:.0f}, {:.0f} and {:.0f}. "
-    told += "The default returns {:.0f}, {:.0f} and {:.0f}."
-    assert told.format(*means) in text
-    intervals = [
-        welch(*values) for of_tasks in changed.values() for values in zip(of_tasks, default)
+    default, of_the_other = [
+        [final(study, task, "default") for task in THREE] for study in ("layer-norm", "n-step")
     ]
-    assert all(float(low) < 0 < float(high) for low, high in intervals)
-    assert "layer norm on HalfCheetah: {} to {}".format(*intervals[0]) in text
-    assert "three rewards on HalfCheetah: {} to {}".format(*intervals[3]) in text
-    seeds = [f"{value:.0f}" for value in changed["n-step"][0]]
-    assert "three rewards return {}, {} and {} there".format(*seeds) in text
+    assert default == of_the_other
+    norm = [final("layer-norm", task, "layer norm") for task in THREE]
+    steps = [final("n-step", task, "n-step 3") for task in THREE]
+    told = table_under(PAGE_OF_STUDIES, SMALLER)
+    assert [name for name, *_ in told] == ["default", "layer norm", "n-step 3"]
+    for (_, *means), returns in zip(told, (default, norm, steps), strict=True):
+        assert means == [f"{np.mean(values):.0f}" for values in returns]
+        assert {len(values) for values in returns} == {3}
+    of_norm, of_steps = (
+        [welch(*values) for values in zip(returns, default)] for returns in (norm, steps)
+    )
+    assert all(float(low) < 0 < float(high) for low, high in of_norm + of_steps)
+    text = re.sub(r"\s+", " ", PAGE_OF_STUDIES.read_text())
+    differences = "difference of layer norm is {} to {}, that of n-step 3 is {} to {}."
+    assert differences.format(*of_norm[0], *of_steps[0]) in text
+    assert "return {:.0f}, {:.0f} and {:.0f} there".format(*steps[0]) in text
 
 
 SPEED_TITLE = "Environment steps per second of training:"
