@@ -37,6 +37,7 @@ OURS = sorted(
 )
 OTHERS = {
     "pip install -r requirements.txt -r benchmark/requirements.txt": "part of what runs this test",
+    '.venv-peers/bin/pip install "jax[cuda13]"': "for a GPU",
 }
 # How CleanRL and LeanRL were installed for results/speed.csv: needs repositories beside this one.
 BESIDE = ("git clone ", "python3.11 -m venv ../others", "../others/bin/pip install ", "export ")
