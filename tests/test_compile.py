@@ -368,6 +368,34 @@ class Crowded:
         return SimpleNamespace(voluntary=0, involuntary=10**6 * Crowded.looks)
 
 
+# Measured with two threads on two cores: seconds between two looks, cores used, times that the main
+# thread was displaced in a second, and the threads that should be left.
+LOOKS = {
+    "alone": (2.0, 1.99, 5, 2),
+    "alone, displaced most often": (2.0, 1.99, 45, 2),
+    "beside one busy process": (2.0, 1.4, 76, 1),
+    "beside two runs": (2.1, 0.66, 85, 1),
+    "with a tenth of a core, slow updates": (5.5, 0.1, 13, 1),
+    "an evaluation, which one thread computes": (30.0, 1.0, 4, 2),
+}
+
+
+@pytest.mark.parametrize("seconds, cores, displaced, left", LOOKS.values(), ids=LOOKS)
+def test_threads_give_way_however_small_their_share(
+    sac, seconds, cores, displaced, left, monkeypatch
+):
+    look = 1
+    counted = lambda self: SimpleNamespace(involuntary=displaced * seconds * look)  # noqa: E731
+    monkeypatch.setattr(psutil.Process, "num_ctx_switches", counted)
+    monkeypatch.setattr(sac.time, "time", lambda: seconds * look)
+    monkeypatch.setattr(sac.time, "process_time", lambda: cores * seconds * look)
+    threads = sac.Threads(2, torch.device("cpu"))
+    threads.reset()
+    for look in (1, 2, 3):  # the first one only begins the measurement
+        threads.give_way()
+    assert torch.get_num_threads() == left
+
+
 @pytest.mark.parametrize("kind, left", [("cpu", 1), ("cuda", 2)])
 def test_threads_that_only_wait_for_a_gpu_do_not_give_way(sac, kind, left, monkeypatch):
     clock = itertools.count(step=2.1)
