@@ -173,7 +173,7 @@ class Args:
 PRESETS = {
     # The first four are as a blog post tabulates them, "Soft Actor-Critic: Reimplementation and
     # Experiments". The code of the last of them starts from orthogonal weights, and Stable
-    # Baselines 2 keeps 50,000 transitions and has a value network.
+    # Baselines 2 keeps 50,000 transitions, has a value network and begins with 100 random steps.
     "haarnoja": "--learning-starts 1000 --no-autotune --reward-scale 5 --q-lr 3e-4",
     "stable-baselines": "--random-steps 0 --learning-starts 100 --buffer-size 500000 "
     "--batch-size 64 --hidden 64 --q-lr 3e-4 --heads separate",
@@ -802,10 +802,10 @@ class Hindsight(Storage):
         reward = self.env.compute_reward(achieved, goal, [{}] * len(goal))
         if hasattr(self.env, "compute_terminated"):
             # Reaching a goal may end the task. This method takes one goal at a time.
-            ends = [self.env.compute_terminated(*pair, {}) for pair in zip(achieved, goal)]
+            ends = [bool(self.env.compute_terminated(*pair, {})) for pair in zip(achieved, goal)]
             # With --truncation-terminates the episode's own end, a time limit too, ends the copies.
             ended = terminated & self.args.truncation_terminates
-            terminated = np.array(ends, dtype=bool) | ended
+            terminated = np.array(ends) | ended
         return np.asarray(reward), terminated
 
 
@@ -910,7 +910,8 @@ class Adam(nn.Module):
 # A resumed run must keep these flags.
 FIXED_FLAGS = ["env_id", "buffer_size", "n_critics", "hidden", "layers", "value_network"]
 FIXED_FLAGS += ["spectral_norm", "prioritized_replay", "normalize_obs", "autotune"]
-FIXED_FLAGS += ["stack", "action_repeat", "n_step", "hindsight"]
+FIXED_FLAGS += ["activation", "layer_norm", "log_std", "log_std_min", "log_std_max"]
+FIXED_FLAGS += ["stack", "action_repeat", "n_step", "hindsight", "hindsight_strategy"]
 FIXED_FLAGS += ["reward_scale", "truncation_terminates"]  # the stored transitions contain them
 FIXED_FLAGS += ["preset", "init", "heads", "alpha"]  # what only a new run begins with
 # A resumed run computes the same bits whatever these are.
@@ -993,8 +994,12 @@ def check_goals(args: Args, env: gym.Env):
     for part in parts[1:]:
         if not isinstance(space[part], gym.spaces.Box):
             fail(f"{what}: {part} is {space[part]}, and only a Box fits: leave --hindsight out")
+    achieved, desired = (space[part].shape for part in parts[1:])
+    if achieved != desired:
+        shapes = f"achieved goals {achieved} and desired ones {desired}"
+        fail(f"{what} has {shapes}, and one has to fit the other: leave --hindsight out")
     for n in (1, 2):
-        goals = np.zeros((n, *space["desired_goal"].shape))
+        goals = np.zeros((n, *desired))
         try:
             shape = np.shape(env.unwrapped.compute_reward(goals, goals, [{}] * n))
         except Exception as error:  # environments raise what they like
@@ -1211,8 +1216,8 @@ def write_args(args: Args, folder: Path):
 def make_buffer(args: Args, agent: SAC, checkpoint: dict | None) -> ReplayBuffer:
     """A buffer with no more rows than the run can fill."""
     done = checkpoint["step"] if checkpoint else 0
-    most = max(args.total_timesteps, done) + args.num_envs
-    capacity = min(args.buffer_size, most * (1 + args.hindsight))
+    actions = max(args.total_timesteps, done) // steps_per_action(args) + args.num_envs
+    capacity = min(args.buffer_size, actions * (1 + args.hindsight))
     return ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.device, args)
 
 
@@ -1782,7 +1787,8 @@ def check_updates(args: Args):
     if args.target_network_frequency > 1 and updates > COUNTED_EXACTLY:
         what = f"--target-network-frequency {args.target_network_frequency}"
         fail(f"{what} counts up to {COUNTED_EXACTLY} updates: leave it out or train for fewer")
-    rows = min(args.buffer_size, (args.total_timesteps + args.num_envs) * (1 + args.hindsight))
+    actions = args.total_timesteps // steps_per_action(args) + args.num_envs
+    rows = min(args.buffer_size, actions * (1 + args.hindsight))
     if args.prioritized_replay and rows > COUNTED_EXACTLY:
         most = f"draws from at most {COUNTED_EXACTLY} transitions"
         fail(f"--prioritized-replay {most}: lower --buffer-size")
@@ -1830,13 +1836,14 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
         free, _ = torch.cuda.mem_get_info()
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     row = 4 * (2 * obs_dim + action_dim + 2 + args.prioritized_replay + (args.n_step > 1))
-    most = args.total_timesteps * (1 + args.hindsight)
-    replay = 0 if args.evaluate else row * min(args.buffer_size, most)
+    actions = args.total_timesteps // steps_per_action(args)
+    replay = 0 if args.evaluate else row * min(args.buffer_size, actions * (1 + args.hindsight))
     # Some 8 arrays of hidden units live at once for each layer and critic.
     units = args.hidden * args.layers * args.n_critics
     update = args.batch_size * (row + 4 * 8 * units)
     # Weights, slow copies, gradients and Adam's moments.
-    networks = 4 * 5 * (args.n_critics + 1) * args.hidden * (obs_dim + args.hidden * args.layers)
+    inputs = obs_dim + action_dim + args.hidden * (args.layers - 1)  # of all hidden layers
+    networks = 4 * 5 * (args.n_critics + 1) * args.hidden * inputs
     limits = {"buffer_size": replay, "batch_size": update, "hidden": networks}
     for key, needed in limits.items():
         if needed > free:
@@ -1981,12 +1988,14 @@ class Threads:
         self.wanted = wanted
         self.compute = device.type == "cpu"  # else they only wait for the GPU
         self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
+        self.waits = 0  # measurements in a row that found the cores contended
 
     def reset(self):
+        self.waits = 0
         torch.set_num_threads(self.wanted)
 
     def give_way(self):
-        """Go down to one thread if the last seconds were spent in waiting for a core."""
+        """Go down to one thread if much of the last seconds was spent in waiting for a core."""
         if not self.compute or torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
             return
         displacements = psutil.Process().num_ctx_switches().involuntary
@@ -1996,7 +2005,9 @@ class Threads:
         # In a second of computing a run alone was displaced up to 23 times, one beside others 54 to
         # 155 times, however small its share of the cores.
         waited = computed < 0.75 * self.wanted * seconds and displaced > 30 * computed
-        if seconds < 60 and waited:
+        # A compilation or a video starts processes of its own: once is not enough.
+        self.waits = self.waits + 1 if waited else 0
+        if self.waits == 2:
             tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
             torch.set_num_threads(1)  # a compiled update is compiled once more, for one thread
 

@@ -707,7 +707,8 @@ def write_args(args: Args, folder: Path):
 def make_buffer(args: Args, agent: SAC, checkpoint: dict | None) -> ReplayBuffer:
     """A buffer with no more rows than the run can fill."""
     done = checkpoint["step"] if checkpoint else 0
-    capacity = min(args.buffer_size, max(args.total_timesteps, done) + args.num_envs)
+    actions = max(args.total_timesteps, done) // steps_per_action(args) + args.num_envs
+    capacity = min(args.buffer_size, actions)
     return ReplayBuffer(capacity, agent.obs_dim, agent.action_dim, agent.device)
 
 
@@ -1254,7 +1255,8 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
         free, _ = torch.cuda.mem_get_info()
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     row = 4 * (2 * obs_dim + action_dim + 2)
-    replay = 0 if args.evaluate else row * min(args.buffer_size, args.total_timesteps)
+    actions = args.total_timesteps // steps_per_action(args)
+    replay = 0 if args.evaluate else row * min(args.buffer_size, actions)
     update = args.batch_size * (row + 4 * 32 * 256)  # some 32 arrays of hidden units live at once
     for key, needed in {"buffer_size": replay, "batch_size": update}.items():
         if needed > free:
@@ -1395,12 +1397,14 @@ class Threads:
         self.wanted = wanted
         self.compute = device.type == "cpu"  # else they only wait for the GPU
         self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
+        self.waits = 0  # measurements in a row that found the cores contended
 
     def reset(self):
+        self.waits = 0
         torch.set_num_threads(self.wanted)
 
     def give_way(self):
-        """Go down to one thread if the last seconds were spent in waiting for a core."""
+        """Go down to one thread if much of the last seconds was spent in waiting for a core."""
         if not self.compute or torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
             return
         displacements = psutil.Process().num_ctx_switches().involuntary
@@ -1410,7 +1414,9 @@ class Threads:
         # In a second of computing a run alone was displaced up to 23 times, one beside others 54 to
         # 155 times, however small its share of the cores.
         waited = computed < 0.75 * self.wanted * seconds and displaced > 30 * computed
-        if seconds < 60 and waited:
+        # A compilation or a video starts processes of its own: once is not enough.
+        self.waits = self.waits + 1 if waited else 0
+        if self.waits == 2:
             tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
             torch.set_num_threads(1)  # a compiled update is compiled once more, for one thread
 

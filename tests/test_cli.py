@@ -44,6 +44,7 @@ QUICK += "--threads 1 --no-cuda"
 
 by_gymnasium = pytest.mark.without("sac_dmc")  # a mistake that only Gymnasium's names allow
 once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
+repeats = pytest.mark.without("sac_continuous")  # it has no --action-repeat
 not_thrice = pytest.mark.without("sac_ablations")  # likewise
 toys = pytest.mark.usefixtures("gymnasium_only")  # Toy, around which the loop of each script runs
 
@@ -542,13 +543,18 @@ def test_flags_that_a_resumed_run_must_keep(sac, tmp_path, finished):
         assert {*sac.FIXED_FLAGS} >= {"preset", "init", "heads", "alpha"}
         # What the stored transitions contain.
         assert {*sac.FIXED_FLAGS} >= {"n_step", "reward_scale", "truncation_terminates"}
+        assert {*sac.FIXED_FLAGS} >= {"hindsight", "hindsight_strategy"}
+        # What the networks compute from their weights.
+        assert {*sac.FIXED_FLAGS} >= {"activation", "layer_norm", "log_std", "log_std_max"}
+    others = dict(preset="haarnoja", init="torch", heads="separate", activation="Tanh")
+    others |= dict(log_std="tanh", hindsight_strategy="final")
     for key in {*sac.FIXED_FLAGS} - {"env_id"}:
         flag = f"--{key.replace('_', '-')}"
         changed = f"{flag} {saved[key]}1"
         if isinstance(saved[key], bool):
             changed = f"--no-{flag[2:]}" if saved[key] else flag
         elif isinstance(saved[key], str):
-            changed = f"{flag} {dict(preset='haarnoja', init='torch', heads='separate')[key]}"
+            changed = f"{flag} {others[key]}"
         line = refusal(tmp_path, sac, f"--resume runs/finished {changed}")
         assert f"{flag} cannot change in a run: it was {saved[key]}" in line
 
@@ -601,16 +607,35 @@ def test_help_has_text_for_every_flag(sac, tmp_path, monkeypatch):
 
 
 @toys
-def test_the_plan_stands_in_one_line_at_the_start(sac, tmp_path):
+@pytest.mark.parametrize(
+    "repeat, megabytes", [("", "280.0"), pytest.param("--action-repeat 4", "70.0", marks=repeats)]
+)
+def test_the_plan_stands_in_one_line_at_the_start(sac, tmp_path, repeat, megabytes):
     env_id = register("Exits", odd=lambda: sys.exit(0), at=1)
-    flags = f"--env-id {env_id} --total-timesteps 1e7 --buffer-size 1e7 --compile off"
+    flags = f"--env-id {env_id} --total-timesteps 1e7 --buffer-size 1e7 --compile off {repeat}"
     code, out, err = run_forked(tmp_path, sac, f"{small(sac)} --learning-starts 1000 {flags}")
     assert code == 0, err
     plan, _ = out.splitlines()
     assert env_id in plan
     # 2 observations before and 2 after, 1 action, reward and end are 7 numbers of 4 bytes, ten
-    # million times.
-    assert re.findall(r"([\d.]+) MB", plan) == ["280.0"]
+    # million times, or for every fourth step.
+    assert re.findall(r"([\d.]+) MB", plan) == [megabytes]
+
+
+@pytest.mark.only("sac_ablations")
+@pytest.mark.parametrize("layers, fits", [(1, True), (2, False)])
+def test_only_matrices_that_there_are_take_memory(sac, monkeypatch, capsys, layers, fits):
+    """Two hidden layers of 30,000 units have a matrix of that size squared, one has none."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    args = sac.Args(env_id="Pendulum-v1", hidden=30_000, layers=layers, batch_size=8)
+    args.buffer_size = 1000
+    env = sac.make_env(args)
+    if fits:
+        sac.check_memory(args, env, torch.device("cpu"))
+    else:
+        with pytest.raises(SystemExit):
+            sac.check_memory(args, env, torch.device("cpu"))
+        assert "--hidden takes 54.0 GB" in capsys.readouterr().err
 
 
 # Ends that are nobody's mistake -------------------------------------------------------------------

@@ -380,20 +380,40 @@ LOOKS = {
 }
 
 
-@pytest.mark.parametrize("seconds, cores, displaced, left", LOOKS.values(), ids=LOOKS)
-def test_threads_give_way_however_small_their_share(
-    sac, seconds, cores, displaced, left, monkeypatch
-):
-    look = 1
-    counted = lambda self: SimpleNamespace(involuntary=displaced * seconds * look)  # noqa: E731
+@pytest.fixture
+def look(sac, monkeypatch):
+    """A function that goes on by seconds in which so many cores were used, and gives way or not."""
+    now = SimpleNamespace(seconds=100.0, computed=9.0, displaced=0)
+    counted = lambda self: SimpleNamespace(involuntary=now.displaced)  # noqa: E731
     monkeypatch.setattr(psutil.Process, "num_ctx_switches", counted)
-    monkeypatch.setattr(sac.time, "time", lambda: seconds * look)
-    monkeypatch.setattr(sac.time, "process_time", lambda: cores * seconds * look)
+    monkeypatch.setattr(sac.time, "time", lambda: now.seconds)
+    monkeypatch.setattr(sac.time, "process_time", lambda: now.computed)
     threads = sac.Threads(2, torch.device("cpu"))
     threads.reset()
-    for look in (1, 2, 3):  # the first one only begins the measurement
+    threads.give_way()  # begins the measurement
+
+    def look(seconds, cores, displaced):
+        now.seconds += seconds
+        now.computed += cores * seconds
+        now.displaced += displaced * seconds
         threads.give_way()
-    assert torch.get_num_threads() == left
+        return torch.get_num_threads()
+
+    return look
+
+
+@pytest.mark.parametrize("seconds, cores, displaced, left", LOOKS.values(), ids=LOOKS)
+def test_threads_give_way_however_small_their_share(look, seconds, cores, displaced, left):
+    assert look(seconds, cores, displaced) == 2
+    assert look(seconds, cores, displaced) == left
+    assert look(seconds, cores, displaced) == left
+
+
+def test_one_busy_look_is_not_enough(look):
+    """A compilation is a long look in which a run's own processes displace it."""
+    for _ in range(3):
+        assert look(30, 1.0, 90) == 2
+        assert look(2, 1.99, 5) == 2
 
 
 @pytest.mark.parametrize("kind, left", [("cpu", 1), ("cuda", 2)])

@@ -59,6 +59,16 @@ def test_the_buffer_has_no_more_rows_than_the_run_can_fill(sac, train):
     assert 60 <= len(seen.buffer.rows) <= 64
 
 
+@pytest.mark.without("sac_continuous")  # it has no --action-repeat
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_a_buffer_has_no_more_rows_than_actions_come(sac, train, n_envs):
+    flags = dict(num_envs=n_envs, action_repeat=4, learning_starts=96)
+    seen = train(sac, "Counting-mixed-v0", 121, **flags)
+    actions = len(seen.stored[0])
+    assert len(seen.buffer) == actions >= 121 / 4
+    assert actions <= len(seen.buffer.rows) <= actions + n_envs
+
+
 @pytest.mark.parametrize("n_envs, capacity", [(1, 1000), (4, 1000), (3, 20)])
 class TestUpdates:
     @pytest.fixture

@@ -103,11 +103,11 @@ class Goals(Counting):
 
 
 class Ending(Goals):
-    """Says which goals end the task, for one goal at a time."""
+    """Says which goals end the task, for one goal at a time, as an array of one number."""
 
     def compute_terminated(self, achieved, desired, info):
         assert achieved.shape == desired.shape == (2, 1)
-        return bool(reward_of(achieved, desired, info) == 0)
+        return np.array([reward_of(achieved, desired, info) == 0])
 
 
 class OneAtATime(Goals):
@@ -134,6 +134,12 @@ class Choices(Goals):
     )
 
 
+class Unlike(Goals):
+    """Wants a number where it achieves four."""
+
+    observation_space = Dict(Goals.observation_space.spaces | {"desired_goal": Box(-1, 1, (1, 1))})
+
+
 class Endless(Goals):
     """Says that no goal ends the task."""
 
@@ -154,7 +160,8 @@ needs_compiler = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler"
 )
 
-for kind in (Counting, Goals, Ending, OneAtATime, Picky, Squeezing, Choices, Endless, Drawn):
+KINDS = (Counting, Goals, Ending, OneAtATime, Picky, Squeezing, Choices, Unlike, Endless, Drawn)
+for kind in KINDS:
     gym.register(f"Storage{kind.__name__}-v0", entry_point=kind)
 
 
@@ -594,6 +601,7 @@ def interrupt_at(n: int):
         ("Picky", dict(hindsight=2), "--hindsight 2: .*arrays of goals.*one goal, please"),
         ("Squeezing", dict(hindsight=2), r"--hindsight 2: .*rewards \(n,\), not \(\) for 1"),
         ("Choices", dict(hindsight=2), "--hindsight 2: .*achieved_goal is MultiDiscrete.*Box"),
+        ("Unlike", dict(hindsight=2), r"--hindsight 2: .*\(2, 1\) and desired .* \(1, 1\).*leave"),
         ("Goals", dict(hindsight=2, combined_replay=True), "--combined-replay with --hindsight"),
         ("Goals", dict(hindsight=2, hindsight_strategy="final"), "--hindsight 2: .*choose 1"),
         ("Goals", dict(hindsight=2, n_step=3), "--hindsight with --n-step 3: leave one"),
