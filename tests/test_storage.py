@@ -135,7 +135,7 @@ class Choices(Goals):
 
 
 class Unlike(Goals):
-    """Wants a number where it achieves four."""
+    """Wants one number where it achieves two."""
 
     observation_space = Dict(Goals.observation_space.spaces | {"desired_goal": Box(-1, 1, (1, 1))})
 
