@@ -138,7 +138,7 @@ class Args:
     layer_norm: bool = False  # in the critics, before each activation, without a learned gain
     dropout: float = 0.0  # DroQ: probability of dropping a hidden unit of the critics
     spectral_norm: bool = False  # largest singular value of the critics' hidden weights is about 1
-    value_network: bool = False  # SAC of January 2018: V and its slow copy make the targets
+    value_network: bool = False  # as in the first SAC paper, V and its slow copy make the targets
 
     # Variants: reward and data
     reward_scale: float = 1.0  # factor of the stored rewards
@@ -509,7 +509,7 @@ class SAC(nn.Module):
                 gamma = gamma**steps
             target_q = batch.reward + gamma * (1 - batch.terminated) * next_value  # (1)
             if self.args.clip_targets:
-                # Where rewards lie in [-1, 0] no return leaves these bounds (HER, section 4.4).
+                # Where rewards lie in [-1, 0] no return leaves these bounds (HER, appendix A).
                 # A soft value may exceed 0 by its entropy: that is clipped too.
                 lowest = -self.args.reward_scale * self.args.action_repeat / (1 - self.gamma)
                 target_q = target_q.clamp(lowest, 0)
@@ -935,7 +935,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     warnings.filterwarnings("ignore", message=f".*({expected})")
     try:
         render = {"render_mode": "rgb_array"} if video else {}
-        env = gym.make(args.env_id, disable_env_checker=True, **render)
+        env = PlainResults(gym.make(args.env_id, disable_env_checker=True, **render))
         if video:
             env = record_first_episode(env, video)
     except Exception as error:  # environments raise what they like
@@ -947,7 +947,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         fail(f"--env-id {args.env_id}: {wanted}, not {box}")
     if args.hindsight:
         check_goals(args, env)
-    env = Repeat(PlainResults(env), args.action_repeat)
+    env = Repeat(env, args.action_repeat)
     env = rescale_actions(env)
     try:
         if args.stack > 1:
@@ -967,19 +967,26 @@ class PlainResults(gym.Wrapper):
     """Rewards as floats, and of `info` what evaluation reads.
 
     Gymnasium joins the `info` of several environments, and fails where shapes or types differ.
+    An OSError of the environment becomes another error: it would pass for a full disk of ours.
     """
 
     def reset(self, **kwargs):
-        obs, _ = self.env.reset(**kwargs)
+        obs, _ = self.call(self.env.reset, **kwargs)
         return obs, {}
 
     def step(self, action: np.ndarray):
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.call(self.env.step, action)
         try:
             success = {"is_success": float(np.asarray(info["is_success"]).item())}
         except (KeyError, TypeError, ValueError):  # there is none; it is a text, or several numbers
             success = {}
         return obs, np.asarray(reward).item(), terminated, truncated, success
+
+    def call(self, function: Callable, *args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            raise RuntimeError(f"the environment failed: {error!r}") from error
 
 
 def check_goals(args: Args, env: gym.Env):
@@ -1040,9 +1047,11 @@ class Repeat(gym.Wrapper):
 def full_name(args: Args, env: gym.Env) -> str:
     """--env-id with its version: Gymnasium takes the newest where none is given."""
     module, colon, name = args.env_id.rpartition(":")
-    if name != env.spec.id:
-        print(f"--env-id {args.env_id}: {env.spec.id} is the newest version")
-    return module + colon + env.spec.id
+    # Not env.spec: around an environment that gym.make() made itself, it may be that one's.
+    found = env.unwrapped.spec.id
+    if name != found:
+        print(f"--env-id {args.env_id}: {found} is the newest version")
+    return module + colon + found
 
 
 def episode_limit(args: Args, env: gym.Env) -> int | None:
@@ -1185,8 +1194,7 @@ def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list
         except OSError as error:
             fail(f"the run folder {folder} cannot be made: {error}")
         shutil.copy(__file__, folder)
-    if changed or not args.resume:
-        write_args(args, folder)
+    write_args(args, folder)
     if args.resume:
         copied = folder / Path(__file__).name
         if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
@@ -1415,7 +1423,7 @@ class Logger:
         self.news = {}  # what the bar shows: the last training return, the last evaluation
 
     def log(self, scalars: dict[str, float], step: int):
-        self.bar.update(step - self.bar.n)
+        self.bar.update(min(step, self.args.total_timesteps) - self.bar.n)
         if not scalars:
             return
         for key, value in scalars.items():
@@ -1548,8 +1556,8 @@ def print_resume(args: Args, checkpoint: dict, changed: list[str]):
     else:
         print(f"resuming at step {step:,}")
     changed = [key for key in changed if key not in WATCHING_FLAGS]
-    if checkpoint["versions"] != versions():
-        changed.append("versions")
+    now, before = versions(), checkpoint["versions"]
+    changed += [name for name in now | before if now.get(name) != before.get(name)]
     if changed:
         what = ", ".join(sorted(changed))
         result = "the result may not be bit-identical to an uninterrupted run"
@@ -1604,9 +1612,9 @@ def how_to_continue(folder: Path) -> str:
         if not list(folder.glob("*.pt")):
             shutil.rmtree(folder, ignore_errors=True)
         return "Nothing was trained yet."
-    step = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["step"]
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
     command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-    return f"Last checkpoint: step {step:,}. Continue with:\n  {command}"
+    return f"Last checkpoint: step {state['step']:,}. Continue with:\n  {command}"
 
 
 @contextmanager
@@ -1648,7 +1656,7 @@ def parse_args() -> tuple[Args, list[str]]:
     path = args.resume or args.evaluate
     if not path:
         return args, []
-    saved = read_args(args, run_folder(path))
+    saved = asdict(Args()) | read_args(args, run_folder(path))
     args = parse_flags(default=Args(**saved))
     changed = [key for key in saved if saved[key] != getattr(args, key)]
     for key in FIXED_FLAGS:
@@ -1678,7 +1686,7 @@ def parse_flags(default: Args | None = None) -> Args:
 
 def run_folder(path: Path) -> Path:
     """The run that --resume or --evaluate means by a folder, or by a file in it."""
-    return path.parent if path.is_file() else path
+    return path.parent if path.is_file() or path.suffix == ".pt" else path
 
 
 def read_args(args: Args, folder: Path) -> dict:

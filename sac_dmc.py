@@ -72,11 +72,11 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    """Every count of steps is in simulator steps, summed over the environments."""
+    """Every count of steps is in environment steps, summed over the environments."""
 
     env_id: str = "cartpole-swingup"  # domain-task, as --list-tasks prints them
     list_tasks: bool = False  # print the tasks of the suite and stop
-    action_repeat: int = 1  # simulator steps per action, rewards summed; one update per action
+    action_repeat: int = 1  # environment steps per action, rewards summed; one update per action
     seed: int = 1  # seed of weights, noise, sampling and environments
     total_timesteps: int = 1_000_000  # length of the run
     num_envs: int = 1  # environments stepped together; there is still one update per action
@@ -676,8 +676,7 @@ def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list
         except OSError as error:
             fail(f"the run folder {folder} cannot be made: {error}")
         shutil.copy(__file__, folder)
-    if changed or not args.resume:
-        write_args(args, folder)
+    write_args(args, folder)
     if args.resume:
         copied = folder / Path(__file__).name
         if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
@@ -898,7 +897,7 @@ class Logger:
         self.news = {}  # what the bar shows: the last training return, the last evaluation
 
     def log(self, scalars: dict[str, float], step: int):
-        self.bar.update(step - self.bar.n)
+        self.bar.update(min(step, self.args.total_timesteps) - self.bar.n)
         if not scalars:
             return
         for key, value in scalars.items():
@@ -1031,8 +1030,8 @@ def print_resume(args: Args, checkpoint: dict, changed: list[str]):
     else:
         print(f"resuming at step {step:,}")
     changed = [key for key in changed if key not in WATCHING_FLAGS]
-    if checkpoint["versions"] != versions():
-        changed.append("versions")
+    now, before = versions(), checkpoint["versions"]
+    changed += [name for name in now | before if now.get(name) != before.get(name)]
     if changed:
         what = ", ".join(sorted(changed))
         result = "the result may not be bit-identical to an uninterrupted run"
@@ -1087,9 +1086,9 @@ def how_to_continue(folder: Path) -> str:
         if not list(folder.glob("*.pt")):
             shutil.rmtree(folder, ignore_errors=True)
         return "Nothing was trained yet."
-    step = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["step"]
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
     command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-    return f"Last checkpoint: step {step:,}. Continue with:\n  {command}"
+    return f"Last checkpoint: step {state['step']:,}. Continue with:\n  {command}"
 
 
 @contextmanager
@@ -1131,7 +1130,7 @@ def parse_args() -> tuple[Args, list[str]]:
     path = args.resume or args.evaluate
     if not path:
         return args, []
-    saved = read_args(args, run_folder(path))
+    saved = asdict(Args()) | read_args(args, run_folder(path))
     args = parse_flags(default=Args(**saved))
     changed = [key for key in saved if saved[key] != getattr(args, key)]
     for key in FIXED_FLAGS:
@@ -1158,7 +1157,7 @@ def parse_flags(default: Args | None = None) -> Args:
 
 def run_folder(path: Path) -> Path:
     """The run that --resume or --evaluate means by a folder, or by a file in it."""
-    return path.parent if path.is_file() else path
+    return path.parent if path.is_file() or path.suffix == ".pt" else path
 
 
 def read_args(args: Args, folder: Path) -> dict:

@@ -417,6 +417,24 @@ def test_a_flag_that_args_json_lacks_has_its_default(script, finished, tmp_path)
     (finished / "args.json").write_text(json.dumps(saved))
     ended = run(tmp_path, script.module, "--resume runs/finished")
     assert ended.code == 0 and "warning: args.json lacks tau: defaults hold" in ended.err
+    assert json.loads((finished / "args.json").read_text())["tau"] == 0.005
+
+
+@only("sac_ablations")
+def test_a_fixed_flag_that_args_json_lacks_cannot_change(script, finished, tmp_path):
+    """A run of sac_continuous.py, say, whose rows hold rewards of scale 1."""
+    saved = json.loads((finished / "args.json").read_text())
+    del saved["reward_scale"]
+    (finished / "args.json").write_text(json.dumps(saved))
+    ended = run(tmp_path, script.module, "--resume runs/finished --reward-scale 5")
+    assert ended.code == 2
+    assert ended.err.endswith("error: --reward-scale cannot change in a run: it was 1.0\n")
+
+
+@parent_only
+def test_a_missing_best_pt_is_named(refusal, finished):
+    (finished / "best.pt").unlink()
+    assert "best.pt is missing" in refusal("--evaluate runs/finished/best.pt")
 
 
 # 3. Full disks and folders that cannot be written -------------------------------------------------
@@ -1093,6 +1111,16 @@ def test_a_folder_with_an_agent_is_never_removed(script, tmp_path):
         assert script.module.how_to_continue(tmp_path / name) == "Nothing was trained yet."
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_run_of_a_gpu_says_elsewhere_too_how_to_continue(script, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save({"agent": torch.ones(3), "step": 4000}, tmp_path / "checkpoint.pt")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "checkpoint.pt")
+    assert "Last checkpoint: step 4,000. " in script.module.how_to_continue(tmp_path)
 
 
 @pytest.mark.slow

@@ -291,6 +291,56 @@ def test_rewards_and_infos_may_have_any_shape(sac, train):
     np.testing.assert_array_equal(seen.stored.reward, paid)
 
 
+class Broken(Counting):
+    """Its simulator is gone after ten steps, or cannot be reset."""
+
+    def __init__(self, **kwargs):
+        self.reset_fails = kwargs.pop("reset_fails", False)
+        self.left = 10
+        super().__init__(**kwargs)
+
+    def reset(self, **kwargs):
+        if self.reset_fails:
+            raise ConnectionResetError("no simulator")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenPipeError("simulator gone")
+        return super().step(action)
+
+
+@own_make_env
+def test_an_environments_broken_pipe_does_not_end_in_silence(sac, train):
+    env_id = register("Broken", Broken)
+    with pytest.raises(RuntimeError, match="the environment failed: BrokenPipeError.*gone"):
+        train(sac, env_id, 60)
+
+
+@own_make_env
+def test_an_environment_without_its_simulator_is_no_full_disk(sac, train):
+    env_id = register("Broken", Broken, reset_fails=True)
+    with pytest.raises(RuntimeError, match="the environment failed: ConnectionResetError.*no sim"):
+        train(sac, env_id, 60)
+
+
+def timed(env_id):
+    """An environment that gym.make() made, wrapped; the wrapper has asked for its spec."""
+    return lambda: gym.wrappers.TimeAwareObservation(gym.make(env_id))
+
+
+@own_make_env
+def test_a_wrapped_environment_is_not_taken_for_the_one_inside(sac, train, capsys):
+    env_id = register("Timed", timed("Pendulum-v1"))
+    env = make_env(sac, env_id)
+    assert env.spec.id == "Pendulum-v1" and env.observation_space.shape == (4,)
+    seen = train(sac, env_id, 60)
+    assert seen.buffer.widths[0] == 4
+    assert seen.folder.name.startswith("Toy-Timed-v0__")
+    assert "newest version" not in capsys.readouterr().out
+
+
 box2d = pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs Box2D")
 no_suite = not importlib.util.find_spec("dm_control")
 dm_control = pytest.mark.skipif(no_suite, reason="needs dm_control")

@@ -219,6 +219,18 @@ def test_speed_is_that_since_the_last_log(sac, tmp_path, monkeypatch):
     assert tensorboard(tmp_path)["charts/SPS"] == expected
 
 
+def test_the_bar_ends_full_where_the_last_round_oversteps(sac, tmp_path, monkeypatch):
+    """Beyond its total tqdm would show no share at all."""
+    bar = sac.tqdm
+    shown = {"disable": False}  # as on a terminal
+    monkeypatch.setattr(sac, "tqdm", lambda **kwargs: bar(**kwargs | shown))
+    logger = sac.Logger(sac.Args(total_timesteps=1000, num_envs=3), tmp_path, 0)
+    logger.log({}, 999)
+    logger.log({}, 1002)
+    logger.close()
+    assert (logger.bar.n, logger.bar.total) == (1000, 1000)
+
+
 # Files --------------------------------------------------------------------------------------------
 
 
