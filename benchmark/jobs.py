@@ -52,6 +52,8 @@ def continuable(module: str, where: str):
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         sys.exit(f"stopped, to continue: {command}")
+    except BrokenPipeError:  # nobody reads on: | head
+        sys.exit(1)
     except OSError as error:
         fail(f"{error}: {where}, where one may write; the same command continues")
 
@@ -108,11 +110,6 @@ class Job:
         training = scalars.get("charts/episodic_return")
         returns = scalars.get(RETURN) or training or [(0, float("nan"))]
         return step, speed, returns[-1][1]
-
-    def last_words(self) -> str:
-        said = self.log.read_text(errors="replace").splitlines()
-        # That it failed is said already.
-        return "\n".join(f"    {line}" for line in said[-5:] if not line.startswith("failed"))
 
 
 @dataclass
@@ -191,14 +188,16 @@ class Pool:
             if (code := job.process.poll()) is None:
                 continue
             self.running.remove(job)
-            if code == 0:
+            if job.run.finished(self.runs):
                 self.done += 1
                 board.say(f"done: {job.run}")
             elif job.tries < 2:
                 self.waiting.insert(0, job)
             else:
                 self.failed.append(job)
-                board.say(f"failed with exit code {code}: {job.log}\n{job.last_words()}")
+                # That it failed before is no news.
+                said = [x for x in job.run.said(self.runs)[-5:] if not x.startswith("failed")]
+                board.say("\n    ".join([f"failed with exit code {code}: {job.log}", *said]))
                 with open(job.log, "a") as log:
                     print(f"failed with exit code {code}", file=log)  # for the report
 

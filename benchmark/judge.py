@@ -10,11 +10,11 @@ import pandas as pd
 from rliable import library
 from scipy import stats
 
+from benchmark.rules import DECIDING
 from benchmark.runs import RESULTS, Run, read, runs_of
 from benchmark.studies import Rule, Study
 
 REPETITIONS = 5_000  # of the bootstrap
-DECIDING = 3  # runs of a variant, without which no rule is judged
 NONE_PUBLISHED = pd.DataFrame(columns=["env_id", "seed", "step", "return", "label"])
 
 
@@ -68,16 +68,16 @@ def stored(run: Run, results: Rows) -> Rows:
 
 def collect(name: str, study: Study, runs: Path) -> tuple[Rows, Rows]:
     """All there is on a study's runs, and what its folder has of other versions of the script."""
-    results, parts, keys = Rows(*map(committed, Rows._fields)), [], set()
+    results, parts, current = Rows(*map(committed, Rows._fields)), [], set()
     for run in runs_of(name, study):
-        keys |= run.keys
+        current |= {(key, run.seed) for key in run.keys}
         before, found = stored(run, results), read(run, runs)
-        about = pd.DataFrame([found.about])
-        now = Rows(about, pd.DataFrame(found.returns), pd.DataFrame(found.diagnostics))
+        now = Rows(*map(pd.DataFrame, ([found.about], found.returns, found.diagnostics)))
         here = found.about["state"] != "not run" and before.returns.empty
         parts.append(now if found.returns or here or before.runs.empty else before)
-    others = set(results.returns.key) - keys
-    older = results.where(lambda table: (table.study == name) & table.key.isin(others))
+    others = set(zip(results.returns.key, results.returns.seed)) - current
+    stray = lambda table: pd.Series(zip(table.key, table.seed), table.index).isin(others)
+    older = results.where(lambda table: (table.study == name) & stray(table))
     return Rows(*map(join, zip(*parts))), Rows(*(table.drop(columns="study") for table in older))
 
 
@@ -110,7 +110,8 @@ def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, 
     if column == "best":
         numbers = rows.returns.groupby(run)["return"].max()
     elif column == "return":
-        numbers = rows.returns.sort_values("step").groupby(run)["return"].last()
+        # One that ends in NaN ends in NaN, not in its last number.
+        numbers = rows.returns.sort_values("step").groupby(run)["return"].last(skipna=False)
     else:
         numbers = rows.runs[rows.runs.state == "finished"].groupby(run)[column].last()
     ends = {at: values.to_numpy() for at, values in numbers.groupby(["env_id", "variant"])}

@@ -19,6 +19,7 @@ from typing import Annotated
 
 import tyro
 
+from benchmark.rules import DECIDING
 from benchmark.runs import RESULTS, check, fail, runs_of
 from benchmark.studies import SOURCES, STUDIES, Rule, Study
 
@@ -28,7 +29,7 @@ try:
     from rliable import metrics
 
     from benchmark import figures, judge
-    from benchmark.judge import DECIDING, NONE_PUBLISHED, Rows, finals, short
+    from benchmark.judge import NONE_PUBLISHED, Rows, finals, short
     from benchmark.markup import page, tabulate
 except ImportError as error:
     fail(f"{error}: pip install -r benchmark/requirements.txt")
@@ -36,14 +37,16 @@ except ImportError as error:
 HOW_JUDGED = (
     "A rule is confirmed where the interval lies wholly on the side it names, refuted where "
     "it lies wholly on the other, undecided elsewhere, and open with fewer than {deciding} "
-    "runs on a side or where one failed. The claim is confirmed if all rules are, refuted if "
-    "one is. The interval is the bootstrap's, which is too narrow for few runs. Student's t "
-    "(Welch's where two variants are compared) has a wider interval, and shows how much of the "
-    "verdict depends on that. No correction is made for testing several rules."
+    "runs on a side or where one failed. A rule that something is within 10 % of a mean is "
+    "confirmed where the interval lies within that, refuted where it lies wholly outside. "
+    "The claim is confirmed if all rules are, refuted if one is. The interval is the "
+    "bootstrap's, which is too narrow for few runs. Student's t (Welch's where two variants are "
+    "compared) has a wider interval, and shows how much of the verdict depends on that. No "
+    "correction is made for testing several rules."
 )
 HOW_MEASURED = """\
 - Return: mean of the last evaluation, by the deterministic policy.
-- IQM: mean of the middle half of the runs; of three runs or fewer their mean.
+- IQM: mean of the runs without the lowest and the highest quarter of them, rounded down.
 - Better than: probability that a run returns more than a run of that variant.
 - Best evaluation: the highest evaluation of each run, averaged over the runs.
 - Intervals: 95 % bootstrap over runs (rliable, stratified, {repetitions:,} repetitions). They are
@@ -135,8 +138,7 @@ def tabulate_older(older: Rows) -> str:
 
 
 def describe(rule: Rule) -> str:
-    words = {"above": "is above", "below": "is below", "like": "is within 10 % of"}
-    relation = words[rule.relation]
+    relation = "is within 10 % of" if rule.relation == "like" else f"is {rule.relation}"
     other = f"that of {rule.other}" if isinstance(rule.other, str) else f"{rule.other:g}"
     return f"{short(rule.env_id)}: {rule.measure} of {rule.variant} {relation} {other}"
 
@@ -175,13 +177,14 @@ def how_it_was_made(name: str, study: Study, rows: Rows) -> list[str]:
     hours = done.hours.sum(min_count=1)  # early rows do not say
     spent = "" if np.isnan(hours) else f"; {hours:.1f} hours of runs"
     firsts = [run for run in grid if run.seed == 1]
+    fewer = "".join(f", on {short(env)} 1 to {seeds}" for env, seeds in study.seeds_in.items())
     commands = [f"python {run.script} {shlex.join(run.flags)} --seed 1" for run in firsts]
     return [
         "## How it was made",
         f"{made}{spent}. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
         "evaluation. To repeat it, with the script as it is there:",
         f"```bash\npython -m benchmark.run {name} --again\npython -m benchmark.report {name}\n```",
-        f"which runs, with seeds 1 to {max(run.seed for run in grid)}:",
+        f"which runs, with seeds 1 to {study.seeds}{fewer}:",
         "```bash\n" + "\n".join(commands) + "\n```",
     ]
 

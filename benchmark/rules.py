@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
+DECIDING = 3  # runs of a variant, without which no rule is judged
+
 
 class Rule(NamedTuple):
     """What must hold in one environment at the end of training: `variant` is ... `other`.
@@ -47,19 +49,29 @@ class Study:
         if bool(self.claim) != bool(self.rules):
             lacks = "a claim without rules to judge it by"
             return f"has {'rules without a claim' if self.rules else lacks}"
-        for rule in self.rules:
-            if rule.env_id not in self.envs:
-                known = ", ".join(self.envs)
-                return f"has a rule for {rule.env_id}, which is none of its environments: {known}"
-            for label in (rule.variant, rule.other):
-                if isinstance(label, str) and label not in self.variants:
-                    known = ", ".join(self.variants)
-                    return f"has a rule for {label}, which is none of its variants: {known}"
-            for word, kind in ((rule.relation, "relation"), (rule.measure, "measure")):
-                if word not in (words := get_args(Rule.__annotations__[kind])):
-                    return f"has a rule with the {kind} {word}, which is none of {', '.join(words)}"
-            if rule.variant == rule.other:
-                return f"has a rule that compares {rule.variant} with itself"
+        named = dict.fromkeys([*self.flags_in, *self.seeds_in, *self.only.values()], self.envs)
+        for name, known in (named | dict.fromkeys(self.only, self.variants)).items():
+            if name not in known:
+                return f"names {name}, which is none of {', '.join(known)}"
+        return next(filter(None, map(self.mistake_of, self.rules)), None)
+
+    def mistake_of(self, rule: Rule) -> str | None:
+        if rule.env_id not in self.envs:
+            known = ", ".join(self.envs)
+            return f"has a rule for {rule.env_id}, which is none of its environments: {known}"
+        for label in (rule.variant, rule.other):
+            if isinstance(label, str) and label not in self.variants:
+                known = ", ".join(self.variants)
+                return f"has a rule for {label}, which is none of its variants: {known}"
+            if self.only.get(label, rule.env_id) != rule.env_id:
+                return f"has a rule for {label} in {rule.env_id}, where it does not run"
+        if self.seeds_in.get(rule.env_id, self.seeds) < DECIDING:
+            return f"has a rule for {rule.env_id}, which needs {DECIDING} seeds to be judged"
+        for word, kind in ((rule.relation, "relation"), (rule.measure, "measure")):
+            if word not in (words := get_args(Rule.__annotations__[kind])):
+                return f"has a rule with the {kind} {word}, which is none of {', '.join(words)}"
+        if rule.variant == rule.other:
+            return f"has a rule that compares {rule.variant} with itself"
 
 
 def each(envs: list, variants: list, relation: str, other: str | float, measure="return") -> tuple:

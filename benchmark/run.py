@@ -56,10 +56,9 @@ def check_flags(args: Args):
     labels = {label for name in args.studies for label in STUDIES[name].variants}
     if unknown := set(args.variants) - labels:
         fail(f"--variants {unknown.pop()}: there are {', '.join(sorted(labels))}")
-    if args.jobs is not None and args.jobs < 1:
-        fail("--jobs must be at least 1")
-    if args.threads < 1:
-        fail("--threads must be at least 1")
+    for name, number in (("jobs", args.jobs), ("threads", args.threads)):
+        if number is not None and number < 1:
+            fail(f"--{name} must be at least 1")
     if args.gpus > 1 and args.gpus % 1:
         fail("--gpus must be a whole number, or a fraction of one")
 

@@ -97,16 +97,13 @@ def args_of(script: str) -> type:
     return sys.modules[name].Args
 
 
-def settings_hash(script: str, settings: dict) -> str:
-    """Of the settings that differ from the script's defaults: a new flag orphans no run."""
-    defaults = vars(args_of(script)())
-    own = {k: v for k, v in settings.items() if k not in WITHOUT_EFFECT and v != defaults.get(k, v)}
-    return digest(f"{Path(script).stem} {sorted(own.items())}")
-
-
 @functools.cache
 def hash_of_flags(script: str, flags: tuple[str, ...]) -> str:
-    return settings_hash(script, vars(tyro.cli(args_of(script), args=flags)))
+    """Of the settings that differ from the script's defaults: a new flag orphans no run."""
+    defaults = vars(args_of(script)())
+    given = vars(tyro.cli(args_of(script), args=flags))
+    own = {k: v for k, v in given.items() if k not in WITHOUT_EFFECT and v != defaults[k]}
+    return digest(f"{Path(script).stem} {sorted(own.items())}")
 
 
 class Run(NamedTuple):
@@ -220,6 +217,11 @@ def check(names: tuple[str, ...]):
     for name in names:
         if mistake := STUDIES[name].mistake():
             fail(f"study {name} {mistake}")
+        labels = {}
+        for run in runs_of(name, STUDIES[name]):
+            other = labels.setdefault((run.key, run.seed), run.variant)
+            if other != run.variant:
+                fail(f"study {name}: {other} and {run.variant} have the same settings")
 
 
 # ---------------------------------------------------------------- what a run recorded
@@ -239,7 +241,9 @@ class Records:
             tags = self.events.Reload().Tags()["scalars"]
         except DirectoryDeletedError:  # a script that ends before its first checkpoint does so
             return {}
-        return {key: [(e.step, e.value) for e in self.events.Scalars(key)] for key in tags}
+        points = {key: [(e.step, e.value) for e in self.events.Scalars(key)] for key in tags}
+        # A resume discards what came after its checkpoint, which may be all.
+        return {key: found for key, found in points.items() if found}
 
 
 class Recorded(NamedTuple):

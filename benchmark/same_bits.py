@@ -189,9 +189,9 @@ def compare(case: Case, old: Path, new: Path, folder: Path) -> Outcome:
         (before, told), (after, tells) = (
             train(scripts / case.script, case, folder / scripts.name) for scripts in (old, new)
         )
-    except (RuntimeError, ValueError, OSError) as error:
+        flat = [comparable(before, after), comparable(after, before)]
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
         return Outcome(case, 0, 0, f"no two runs to compare: {error}")
-    flat = [comparable(before, after), comparable(after, before)]
     common = [key for key in told if key in tells and key != "charts/SPS"]
     series = [
         {key: torch.tensor(scalars[key]).double() for key in common} for scalars in (told, tells)

@@ -36,7 +36,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark.jobs import die_with_parent  # noqa: E402
 from benchmark.peers import python_of_peers  # noqa: E402
-from benchmark.runs import RESULTS, ROOT, fail, git  # noqa: E402
+from benchmark.runs import RESULTS, ROOT, fail  # noqa: E402
+from benchmark.same_bits import describe  # noqa: E402
 from benchmark.speed_parts import floor, memory, row, update  # noqa: E402
 
 try:
@@ -60,7 +61,6 @@ VARIANTS = {
 OURS = [name for name, words in VARIANTS.items() if words[0].endswith(".py")]
 CASE = ["env_id", "variant", "threads", "setting", "unit"]  # what a row measures
 FLAGS = ["--learning-starts", "100", "--total-timesteps", "100000000"]
-Package = Literal["sbx", "stable_baselines3", "env"]
 Part = Literal["whole", "floor", "update", "start", "memory"]
 
 
@@ -103,7 +103,7 @@ class Trainer:
         if library.endswith(".py"):
             python = sys.executable
             own = [*FLAGS, "--eval-frequency", "0", "--threads", str(threads)]
-        elif library in get_args(Package):
+        elif library in ("sbx", "stable_baselines3", "env"):
             python = python_of_peers()
         else:
             python = library
@@ -201,8 +201,6 @@ def start(args: Args) -> Iterator[dict]:
 
 def versions(args: Args) -> dict:
     """What a figure holds for: commit, packages and hardware."""
-    commit = git("log", "-1", "--format=%h") or "none"
-    changed = git("status", "--porcelain", SCRIPT)
     peers = (ROOT / "benchmark" / "requirements-peers.txt").read_text().split()
     packages = [f"python {platform.python_version()}", f"torch {version('torch')}"]
     named = ("stable", "sbx", "jax=", "mujoco")
@@ -210,7 +208,7 @@ def versions(args: Args) -> dict:
     packages += [f"beside `{text}`" for text in args.beside]
     processor = torch.cpu.get_capabilities()["cpu_name"]
     return dict(
-        commit=commit + (" and changes" if changed else ""),
+        commit=describe(str(ROOT)),
         versions=", ".join(packages),
         hardware=f"{processor}, {os.cpu_count()} cores",
     )

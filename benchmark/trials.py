@@ -1,6 +1,7 @@
 """The trials of a search: their runs, scores and pruning, shared by processes through a journal."""
 
 import contextlib
+import functools
 import io
 import itertools
 import math
@@ -27,6 +28,7 @@ from benchmark.jobs import Job, lock
 from benchmark.runs import RETURN, ROOT, Run, args_of, code_hash, digest, fail
 
 POLL, OVERVIEW = 0.5, 60.0  # seconds between looks at the runs, and between overviews
+say = functools.partial(print, flush=True)
 
 
 class Env(NamedTuple):
@@ -48,10 +50,6 @@ class Space:
 
 class RunFailed(Exception):
     pass
-
-
-def say(message: str):
-    print(message, flush=True)
 
 
 def flags_of(params: dict) -> list[str]:
@@ -226,18 +224,15 @@ class Tuning:
                         score = statistics.fmean([*values.values()][-self.space.last :])
                         so_far = (sum(scores.values()) + score) / len(self.grid)
                         if before + step not in reported:
-                            self.report(trial, so_far, before + step)
+                            trial.report(so_far, before + step)
+                            if before + step < self.steps and trial.should_prune():
+                                raise optuna.TrialPruned
                     at = f"step {max(values, default=0)} of {steps}"
                     yield f"{label}, {env_id}, seed {seed}: {at}"
             before += steps
             scores[f"{env_id} seed {seed}"] = score
             trial.set_user_attr("scores", scores)
         return sum(scores.values()) / len(self.grid)
-
-    def report(self, trial: optuna.Trial, score: float, step: int):
-        trial.report(score, step)
-        if step < self.steps and trial.should_prune():
-            raise optuna.TrialPruned
 
     def tell(self, trial: optuna.Trial, failure: object = "", **outcome):
         """End a trial, and say so in one line."""

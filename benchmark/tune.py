@@ -132,8 +132,7 @@ def draw(study: optuna.Study, folder: Path):
         figure.savefig(folder / name, dpi=120, bbox_inches="tight")
 
     save(plots.plot_slice(study), "slices.png")
-    finished = [trial for trial in study.trials if trial.state.is_finished()]
-    judged = [trial for trial in finished if trial.value is not None]
+    judged = [t for t in study.trials if t.state.is_finished() and t.value is not None]
     if len(judged) < ENOUGH:
         say(f"importances need {ENOUGH} finished trials")
         return

@@ -308,6 +308,30 @@ def test_rows_of_another_version_stand_apart(here, monkeypatch):
     assert len(pd.read_csv(report.RESULTS / "x" / "runs.csv")) == 64  # and they stay in the rows
 
 
+def test_rows_of_seeds_that_are_no_longer_planned_are_kept(here):
+    commit(synthetic(PLAIN))
+    current, older = judge.collect("x", study(*PLAIN.rules, seeds=5), here / "runs")
+    assert set(current.runs.seed) == {1, 2, 3, 4, 5} and set(older.runs.seed) == {6, 7, 8}
+    assert len(current.returns) + len(older.returns) == len(synthetic(PLAIN).returns)
+
+
+def test_a_run_that_ends_in_nan_is_not_judged_by_an_earlier_return(here):
+    rows = synthetic(PLAIN)
+    mine = (rows.returns.variant == "better") & (rows.returns.seed == 2)
+    rows.returns.loc[mine & (rows.returns.step == 1000), "return"] = np.nan
+    assert np.isnan(judge.finals(PLAIN, rows)[ENV, "better"]).sum() == 1
+    _, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
+    assert summary == "undecided"
+
+
+def test_the_seeds_of_each_environment_are_told(here):
+    other = "MountainCarContinuous-v0"
+    both = Study({ENV: 1000, other: 1000}, VARIANTS, seeds=3, seeds_in={other: 4})
+    rows = synthetic(both)
+    text, _ = report.write_text("x", both, rows, rows.where(lambda table: table.seed > 99))
+    assert "which runs, with seeds 1 to 3, on MountainCarContinuous-v0 1 to 4:" in text
+
+
 def test_results_are_shared_between_studies(here, monkeypatch):
     commit(synthetic(PLAIN))
     twin = Study({ENV: 1000}, {"tau 0.01": "--tau 0.01", "tau 0.02": "--tau 0.02"}, seeds=9)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -178,6 +179,23 @@ def test_the_overview_is_redrawn_in_place_however_many_run(tmp_path, monkeypatch
         assert said.startswith(f"\033[{before}A\033[J" if before else f"done {20 - running}, ")
         lines = said.replace(f"\033[{before}A\033[J", "").splitlines()
         assert len(lines) == board.drawn == min(running + 1, 9) and max(map(len, lines)) <= 29
+
+
+def test_a_run_that_ends_well_but_without_its_agent_has_failed(tmp_path, capsys):
+    ended = SimpleNamespace(poll=lambda: 0)
+    run_ = SimpleNamespace(finished=lambda runs: False, said=lambda runs: ["some", "words"])
+    job = SimpleNamespace(process=ended, tries=2, run=run_, log=tmp_path / "log")
+    pool = jobs.Pool([], lambda: 1, tmp_path, False, 0, running=[job])
+    pool.collect(jobs.Board(1, tmp_path))
+    assert pool.failed == [job] and pool.done == 0
+    said = f"failed with exit code 0: {job.log}\n    some\n    words\n"
+    assert capsys.readouterr().out == said
+
+
+def test_output_that_nobody_reads_is_no_full_disk(capsys):
+    with pytest.raises(SystemExit) as ended, jobs.continuable("benchmark.run", "runs"):
+        raise BrokenPipeError
+    assert ended.value.code == 1 and capsys.readouterr().err == ""
 
 
 def test_the_overview_tells_what_runs_recorded(undisturbed):

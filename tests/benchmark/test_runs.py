@@ -117,6 +117,17 @@ def test_a_resumed_run_is_read_without_a_warning(tmp_path, caplog):
     assert not caplog.records
 
 
+def test_a_run_that_goes_on_from_its_start_has_recorded_nothing_yet(tmp_path):
+    """Stopped before its first checkpoint. TensorBoard keeps the names of what is gone."""
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_scalar("charts/SPS", 1, 100)
+    with SummaryWriter(tmp_path, purge_step=1, filename_suffix=".resumed") as writer:
+        writer.add_scalar("charts/episodic_return", 2, 40)
+    records = runs.Records(tmp_path)
+    assert records.read() == {"charts/episodic_return": [(40, 2)]}
+    assert records.events.Tags()["scalars"] == ["charts/SPS", "charts/episodic_return"]
+
+
 def test_without_git_history_a_script_is_uncommitted(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     (tmp_path / "script.py").touch()
@@ -213,6 +224,14 @@ A_RULE = Rule("E", "a", "above", "b")
         (dict(seeds=0), "a seed at least"),
         (dict(envs={}), "an environment"),
         (dict(variants={}), "a variant"),
+        (dict(only={"c": "E"}), "names c, which is none of a, b"),
+        (dict(only={"a": "F"}), "names F, which is none of E"),
+        (dict(flags_in={"F": "--num-envs 2"}), "names F, which is none of E"),
+        (dict(seeds_in={"F": 3}), "names F, which is none of E"),
+        (dict(envs={"E": 100, "F": 100}, only={"b": "F"}), "for b in E, where it does not run"),
+        (dict(seeds=2), "for E, which needs 3 seeds"),
+        (dict(seeds_in={"E": 2}), "for E, which needs 3 seeds"),
+        (dict(seeds=2, seeds_in={"E": 3}), None),
     ],
 )
 def test_mistakes_in_a_study_are_named(changes, answer):
@@ -221,3 +240,14 @@ def test_mistakes_in_a_study_are_named(changes, answer):
     )
     found = Study(**study | changes).mistake()
     assert found is None if answer is None else answer in found
+
+
+def test_two_variants_with_the_same_settings_are_refused(monkeypatch, capsys):
+    """They would be one run, told twice and compared with itself."""
+    twice = {"default": "", "tau 0.005": "--tau 0.005"}
+    monkeypatch.setattr(runs, "STUDIES", {"x": Study({"Pendulum-v1": 900}, twice)})
+    with pytest.raises(SystemExit) as ended:
+        runs.check(("x",))
+    assert ended.value.code == 2
+    said = "error: study x: default and tau 0.005 have the same settings\n"
+    assert capsys.readouterr().err == said
