@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from benchmark.judge import DECIDING, Rows, estimate, published_finals, short
 from benchmark.runs import DIAGNOSTICS
@@ -84,12 +84,15 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
         over_hours.set(title="hours were not recorded")
         over_hours.set_axis_off()
     ends.set(title="at the end", xlabel="return: runs, their mean, its 95 % interval")
+    ends.xaxis.set_major_locator(MaxNLocator(5))
     ends.set_yticks(range(len(places)), places)
     ends.set_ylim(len(places) - 0.5, -0.5)
 
 
 def name_axes(axes, study: Study, env_id: str, **names: str):
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    if "steps" in names["xlabel"]:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 250k, 1M
     axes.set(ylabel="return, deterministic policy", **names)
     if "dm_control" in env_id or study.script == "sac_dmc.py":
         axes.set(ylabel="return (0 to 1000), deterministic policy", ylim=(0, 1050))
@@ -115,9 +118,12 @@ def draw_returns(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
 def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
     """A panel per environment and a line per run; what is published dashed, or as points."""
     begun = [env_id for env_id in study.envs if env_id in set(rows.returns.env_id)]
-    figure = Figure(figsize=(5 * len(begun), 4.6), layout="constrained")
+    columns = len(begun) if len(begun) < 4 else 2
+    lines = -(-len(begun) // columns)
+    figure = Figure(figsize=(5 * columns, 1 + 3.6 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
     markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*X^sP")))
-    for axes, env_id in zip(figure.subplots(1, len(begun), squeeze=False)[0], begun):
+    for axes, env_id in zip(panels, begun):
         published = reference[reference.env_id == short(env_id)]
         published = published[published.step <= study.envs[env_id]]
         for (label, _), run in published.groupby(["label", "seed"]):
@@ -138,7 +144,9 @@ def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
             axes.set_xlim(right=(1.1 + 0.05 * len(beside)) * steps)
             axes.set_xticks(np.linspace(0, steps, 5))
             axes.set_title(f"means at {steps:,}", loc="right", fontsize="small", color="0.4")
-    add_legend(figure, 3)
+    for axes in panels[len(begun) :]:
+        axes.set_axis_off()
+    add_legend(figure, 3 if columns > 2 else 2)
     return figure
 
 
