@@ -667,7 +667,8 @@ def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list
         except OSError as error:
             fail(f"the run folder {folder} cannot be made: {error}")
         shutil.copy(__file__, folder)
-    write_args(args, folder)
+    if changed or not args.resume:
+        write_args(args, folder)
     if args.resume:
         copied = folder / Path(__file__).name
         if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
@@ -1148,7 +1149,7 @@ def parse_flags(default: Args | None = None) -> Args:
 
 def run_folder(path: Path) -> Path:
     """The run that --resume or --evaluate means by a folder, or by a file in it."""
-    return path.parent if path.is_file() or path.suffix == ".pt" else path
+    return path if path.is_dir() else path.parent
 
 
 def read_args(args: Args, folder: Path) -> dict:

@@ -556,7 +556,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 
 
 def episode_limit(args: Args, env: gym.Env) -> int | None:
-    """Simulator steps after which an episode is cut; None: never."""
+    """Environment steps after which an episode is cut; None: never."""
     return None if full_name(args).startswith("lqr") else 1000
 
 
@@ -624,7 +624,7 @@ def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
 
 
 def steps_per_round(args: Args) -> int:
-    """Simulator steps in one round of the training loop."""
+    """Environment steps in one round of the training loop."""
     return args.num_envs * args.action_repeat
 
 
@@ -676,7 +676,8 @@ def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list
         except OSError as error:
             fail(f"the run folder {folder} cannot be made: {error}")
         shutil.copy(__file__, folder)
-    write_args(args, folder)
+    if changed or not args.resume:
+        write_args(args, folder)
     if args.resume:
         copied = folder / Path(__file__).name
         if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
@@ -1157,7 +1158,7 @@ def parse_flags(default: Args | None = None) -> Args:
 
 def run_folder(path: Path) -> Path:
     """The run that --resume or --evaluate means by a folder, or by a file in it."""
-    return path.parent if path.is_file() or path.suffix == ".pt" else path
+    return path if path.is_dir() else path.parent
 
 
 def read_args(args: Args, folder: Path) -> dict:

@@ -417,7 +417,9 @@ def test_a_flag_that_args_json_lacks_has_its_default(script, finished, tmp_path)
     (finished / "args.json").write_text(json.dumps(saved))
     ended = run(tmp_path, script.module, "--resume runs/finished")
     assert ended.code == 0 and "warning: args.json lacks tau: defaults hold" in ended.err
-    assert json.loads((finished / "args.json").read_text())["tau"] == 0.005
+    ended = run(tmp_path, script.module, "--resume runs/finished --tau 0.01")
+    assert ended.code == 0 and "warning: tau changed: " in ended.err
+    assert json.loads((finished / "args.json").read_text())["tau"] == 0.01
 
 
 @only("sac_ablations")
@@ -863,6 +865,7 @@ FOLDERS = {  # what --resume and --evaluate may be given in place of a run folde
     "nothing": "",
     "no such folder": "nothing",
     "no such file": "nothing/best.pt",
+    "no such file in a run": "runs/finished/nothing",
     "the root": "/",
     "a device": "/dev/null",
     "the folder of the runs": "runs",

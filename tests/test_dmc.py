@@ -110,7 +110,7 @@ def test_action_repeat_stops_where_the_episode_ends():
 
 
 @slow
-def test_counts_with_action_repeat_are_simulator_steps(tmp_path):
+def test_counts_with_action_repeat_are_environment_steps(tmp_path):
     flags = f"{SMALL} --total-timesteps 2400 --checkpoint-frequency 9999"  # no episode is cut
     # The action that passes step 121 has begun before it: no update yet.
     flags += " --env-id cartpole-balance --action-repeat 4 --learning-starts 121"
