@@ -46,7 +46,7 @@ HOW_JUDGED = (
 )
 HOW_MEASURED = """\
 - Return: mean of the last evaluation, by the deterministic policy.
-- IQM: mean of the runs but the lowest and the highest quarter (a quarter of the runs, rounded down).
+- IQM: mean of the runs but for the lowest and highest quarter (of the runs, rounded down).
 - Better than: probability that a run returns more than a run of that variant.
 - Best evaluation: the highest evaluation of each run, averaged over the runs.
 - Intervals: 95 % bootstrap over runs (rliable, stratified, {repetitions:,} repetitions). They are
