@@ -382,7 +382,7 @@ def test_the_table_of_files_has_those_of_a_run(finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt", "model.pt"])
 def test_the_table_of_contents_has_those_of_a_file(name, finished):
-    intro = "All `.pt` files load with `torch.load(path, weights_only=True)`:"
+    intro = "All `.pt` files load with `torch.load(path, map_location=\"cpu\", weights_only=True)`:"
     expected = set()
     for keys, files, _ in table_under(REFERENCE, intro):
         if files == "all three" or name in files:
