@@ -524,7 +524,7 @@ class PlainResults(gym.Wrapper):
 def full_name(args: Args, env: gym.Env) -> str:
     """--env-id with its version: Gymnasium takes the newest where none is given."""
     module, colon, name = args.env_id.rpartition(":")
-    # Not env.spec: around an environment that gym.make() made itself, it may be that one's.
+    # Where this environment wraps another one of gym.make(), env.spec may be that of the other.
     found = env.unwrapped.spec.id
     if name != found:
         print(f"--env-id {args.env_id}: {found} is the newest version")

@@ -110,7 +110,7 @@ def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, 
     if column == "best":
         numbers = rows.returns.groupby(run)["return"].max()
     elif column == "return":
-        # One that ends in NaN ends in NaN, not in its last number.
+        # A run whose last evaluation is NaN has diverged. By default last() would skip the NaN.
         numbers = rows.returns.sort_values("step").groupby(run)["return"].last(skipna=False)
     else:
         numbers = rows.runs[rows.runs.state == "finished"].groupby(run)[column].last()

@@ -46,7 +46,7 @@ HOW_JUDGED = (
 )
 HOW_MEASURED = """\
 - Return: mean of the last evaluation, by the deterministic policy.
-- IQM: mean of the runs but for the lowest and highest quarter (of the runs, rounded down).
+- IQM: mean of the runs without the lowest and the highest quarter (rounded down).
 - Better than: probability that a run returns more than a run of that variant.
 - Best evaluation: the highest evaluation of each run, averaged over the runs.
 - Intervals: 95 % bootstrap over runs (rliable, stratified, {repetitions:,} repetitions). They are
@@ -177,14 +177,14 @@ def how_it_was_made(name: str, study: Study, rows: Rows) -> list[str]:
     hours = done.hours.sum(min_count=1)  # early rows do not say
     spent = "" if np.isnan(hours) else f"; {hours:.1f} hours of runs"
     firsts = [run for run in grid if run.seed == 1]
-    fewer = "".join(f", on {short(env)} 1 to {seeds}" for env, seeds in study.seeds_in.items())
+    others = "".join(f", on {short(env)} 1 to {seeds}" for env, seeds in study.seeds_in.items())
     commands = [f"python {run.script} {shlex.join(run.flags)} --seed 1" for run in firsts]
     return [
         "## How it was made",
         f"{made}{spent}. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
         "evaluation. To repeat it, with the script as it is there:",
         f"```bash\npython -m benchmark.run {name} --again\npython -m benchmark.report {name}\n```",
-        f"which runs, with seeds 1 to {study.seeds}{fewer}:",
+        f"which runs, with seeds 1 to {study.seeds}{others}:",
         "```bash\n" + "\n".join(commands) + "\n```",
     ]
 

@@ -49,8 +49,11 @@ class Study:
         if bool(self.claim) != bool(self.rules):
             lacks = "a claim without rules to judge it by"
             return f"has {'rules without a claim' if self.rules else lacks}"
-        named = dict.fromkeys([*self.flags_in, *self.seeds_in, *self.only.values()], self.envs)
-        for name, known in (named | dict.fromkeys(self.only, self.variants)).items():
+        environments = [*self.flags_in, *self.seeds_in, *self.only.values()]
+        for name, known in [
+            *((env_id, self.envs) for env_id in environments),
+            *((label, self.variants) for label in self.only),
+        ]:
             if name not in known:
                 return f"names {name}, which is none of {', '.join(known)}"
         return next(filter(None, map(self.mistake_of, self.rules)), None)
