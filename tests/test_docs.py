@@ -95,7 +95,7 @@ COMMANDS = sorted({command for page in COMMAND_PAGES for command in commands_of(
 
 def script_command(command: str) -> str | None:
     """The call of a script that a command is, or repeats in a loop."""
-    loop = re.fullmatch(r"for \w+ in .*; do (.*) & done; wait", command)
+    loop = re.fullmatch(r"for \w+ in .*; do (.*?)(?: > \S+ 2>&1)? & done; wait", command)
     call = loop[1].replace("$seed", "1") if loop else command
     return call if re.match(r"(\w+=\w+ )?python sac_\w+\.py", call) else None
 
@@ -250,7 +250,7 @@ def namespace(finished, monkeypatch) -> dict:
 
 def blocks_to_run(finished: Path) -> list[tuple[str, str]]:
     found = re.findall(RUN_BLOCK, HOW_TO.read_text(), re.S)
-    assert len(found) == 6
+    assert len(found) == 7
     return [(kind, text.replace("FOLDER", finished.name)) for kind, text in found]
 
 
@@ -260,6 +260,13 @@ def test_the_loaded_agent_is_the_one_of_the_run(namespace, finished):
     assert loaded.keys() == expected.keys() and loaded
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     assert -17 < namespace["reward"] < 0
+
+
+@pytest.mark.slow
+def test_the_curves_are_those_of_the_run(namespace):
+    steps, returns = namespace["steps"], namespace["returns"]
+    assert steps[0] == 60 and steps.shape == returns.shape  # other tests make the run longer
+    assert all(-2000 < value < 0 for value in returns)
 
 
 @pytest.mark.slow
