@@ -601,7 +601,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     storage = make_storage(args, buffer, generator)
     if checkpoint is None:
         save_checkpoint(folder, agent, buffer, generator, step)  # it can be resumed from now on
-    envs, obs, episodes = start_envs(args, step)
+    envs, obs = start_envs(args, step)
     losses = {}
     while step < args.total_timesteps:
         if args.normalize_obs:
@@ -633,7 +633,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
         step = next_step
 
         # Report: finished episodes, losses, evaluations, checkpoints.
-        logger.log(episodes.add(reward, done), step)
+        logger.log(finished_episodes(args, info), step)
         if due(args, args.log_frequency, step) or due(args, args.checkpoint_frequency, step):
             stop_unless_finite(losses | agent.state_dict(), step, folder)
             logger.log_losses(losses, step)
@@ -646,7 +646,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             save_checkpoint(folder, agent, buffer, generator, step)
             # Environments cannot be saved: a resumed run begins with new ones. So does this one.
             envs.close()
-            envs, obs, episodes = start_envs(args, step)
+            envs, obs = start_envs(args, step)
             threads.reset()
             losses = {}  # as after a resume, until the next update
     envs.close()
@@ -1109,7 +1109,7 @@ def rescale_actions(env: gym.Env) -> gym.Env:
         scaled = low + (action.reshape(box.shape) + 1) / 2 * (high - low)
         return np.clip(scaled, low, high).astype(box.dtype)  # rounding may overstep the bounds
 
-    unit_box = gym.spaces.Box(-1, 1, (math.prod(box.shape),), np.float32)
+    unit_box = gym.spaces.Box(-1, 1, (low.size,), np.float32)
     return gym.wrappers.TransformAction(env, to_bounds, unit_box)
 
 
@@ -1126,11 +1126,24 @@ def make_vector_env(
     return envs, obs
 
 
-def start_envs(args: Args, step: int) -> tuple[gym.vector.VectorEnv, np.ndarray, "Episodes"]:
+def start_envs(args: Args, step: int) -> tuple[gym.vector.VectorEnv, np.ndarray]:
     """The environments from `step` to the next checkpoint, and their first observations."""
     makers = [lambda: make_env(args) for _ in range(args.num_envs)]
     envs, obs = make_vector_env(makers, seed=(args.seed, step, 0))
-    return envs, obs, Episodes(args.num_envs, steps_per_action(args))
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs), obs
+
+
+def finished_episodes(args: Args, info: dict) -> dict[str, float]:
+    """Mean return and length of the episodes that ended in the last round, if any did."""
+    if "episode" not in info:
+        return {}
+    ended = info["_episode"]
+    returns = info["episode"]["r"][ended]
+    actions = info["episode"]["l"][ended]
+    return {
+        "charts/episodic_return": returns.mean(),
+        "charts/episodic_length": actions.mean() * steps_per_action(args),
+    }
 
 
 def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
@@ -1161,29 +1174,6 @@ def normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Te
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
-class Episodes:
-    """Running returns and lengths of the episodes of N environments."""
-
-    def __init__(self, n_envs: int, steps_per_action: int):
-        self.steps_per_action = steps_per_action
-        self.returns = np.zeros(n_envs)
-        self.lengths = np.zeros(n_envs)
-
-    def add(self, reward: np.ndarray, done: np.ndarray) -> dict[str, float]:
-        """Count one round; the means over the episodes that ended in it, if any did."""
-        self.returns += reward
-        self.lengths += self.steps_per_action
-        if not done.any():
-            return {}
-        means = {
-            "charts/episodic_return": self.returns[done].mean(),
-            "charts/episodic_length": self.lengths[done].mean(),
-        }
-        self.returns[done] = 0
-        self.lengths[done] = 0
-        return means
-
-
 # Run folders and checkpoints ----------------------------------------------------------------------
 
 def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list[str]):
@@ -1193,14 +1183,13 @@ def open_folder(args: Args, folder: Path, checkpoint: dict | None, changed: list
             folder.mkdir(parents=True)
         except OSError as error:
             fail(f"the run folder {folder} cannot be made: {error}")
-        shutil.copy(__file__, folder)
     if changed or not args.resume:
         write_args(args, folder)
+    copied = folder / Path(__file__).name
+    if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
+        shutil.copy(__file__, folder)
+        changed = [*changed, "script"]
     if args.resume:
-        copied = folder / Path(__file__).name
-        if not copied.exists() or copied.read_bytes() != Path(__file__).read_bytes():
-            shutil.copy(__file__, folder)
-            changed = [*changed, "script"]
         print_resume(args, checkpoint, changed)
     print(f"results: {folder} (watch: tensorboard --logdir runs)", flush=True)
 
@@ -1245,11 +1234,9 @@ def make_agent(args: Args, env: gym.Env, device: torch.device, checkpoint: dict 
             multiply_in_bfloat16(agent.value)
             multiply_in_bfloat16(agent.target_value)
     if checkpoint:
-        if fault := fault_of(checkpoint, args) or load_agent(checkpoint, agent):
-            refuse(args, fault)
-        if args.resume:
-            if fault := fault_of_replay(checkpoint, agent, args):
-                refuse(args, fault)
+        load_agent(args, checkpoint, agent)
+    if args.resume:
+        check_replay(args, checkpoint, agent)
     return agent
 
 
@@ -1286,12 +1273,10 @@ def save_if_best(folder: Path, agent: SAC, step: int, mean_return: float):
     """Keep the agent with the highest evaluation so far in best.pt."""
     stop_unless_finite(agent.state_dict(), step, folder)
     path = folder / "best.pt"
-    best = -math.inf
-    if path.exists():
-        try:
-            best = float(read_archive(path)["return"])
-        except Exception:  # a damaged file can raise almost anything; it is replaced
-            pass
+    try:
+        best = float(read_archive(path)["return"])
+    except Exception:  # there is none yet, or it is damaged, which can raise almost anything
+        best = -math.inf
     if mean_return > best or math.isnan(best):
         state = {"agent": agent.state_dict(), "step": step, "return": float(mean_return)}
         write_atomically(state, path)
@@ -1311,25 +1296,34 @@ def write_atomically(state: dict, path: Path):
         cause = error
         while cause.__context__:
             cause = cause.__context__
-        if isinstance(cause, (KeyboardInterrupt, SystemExit)):
+        if isinstance(cause, KeyboardInterrupt):
             raise cause from None
         before = ", the one before it stays" * path.exists()
-        reason = str(cause).splitlines()[0]
-        raise OSError(f"{path} was not written{before}: {reason}") from None
+        raise OSError(f"{path} was not written{before}: {in_one_line(cause)}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(args: Args) -> dict:
-    """What --resume or --evaluate names; ends the program with one line if it cannot be read."""
+    """What --resume or --evaluate names; ends the program with one line if it is no checkpoint."""
     path = args.resume or args.evaluate
     if path.is_dir():
-        no_checkpoint = args.evaluate and not (path / "checkpoint.pt").exists()
-        path = path / ("model.pt" if no_checkpoint else "checkpoint.pt")
+        path = path / "checkpoint.pt"
+        if args.evaluate and not path.exists():
+            path = path.with_name("model.pt")
     try:
-        return read_archive(path)
+        checkpoint = read_archive(path)
     except Exception as error:  # a damaged file can raise almost anything
         refuse(args, f"{path.name} is missing or damaged: {error}")
+    parts = {"agent": dict, "step": int}
+    if args.resume:
+        parts |= {"rows": torch.Tensor, "count": int, "random": torch.Tensor, "versions": dict}
+    for name, kind in parts.items():
+        if not isinstance(checkpoint.get(name), kind):
+            refuse(args, f"{name!r} is missing or not of type {kind.__name__}")
+    if checkpoint["step"] < 0:
+        refuse(args, f"'step' is {checkpoint['step']}")
+    return checkpoint
 
 
 def read_archive(path: Path) -> dict:
@@ -1343,45 +1337,32 @@ def read_archive(path: Path) -> dict:
     return content
 
 
-def fault_of(checkpoint: dict, args: Args) -> str | None:
-    """What is missing, if anything is."""
-    parts = {"agent": dict, "step": int}
-    if args.resume:
-        parts |= {"rows": torch.Tensor, "count": int, "random": torch.Tensor, "versions": dict}
-    for name, kind in parts.items():
-        if not isinstance(checkpoint.get(name), kind):
-            return f"{name!r} is missing or not of type {kind.__name__}"
-    if checkpoint["step"] < 0:
-        return f"'step' is {checkpoint['step']}"
-    return None
-
-
-def load_agent(checkpoint: dict, agent: SAC) -> str | None:
-    """Load networks, temperature and optimizers; what is wrong with them, if anything is."""
+def load_agent(args: Args, checkpoint: dict, agent: SAC):
+    """Load networks, temperature and optimizers; refuse those that do not fit or are not finite."""
     try:
         agent.load_state_dict(checkpoint["agent"])
     except Exception as error:  # names, shapes or types of another agent
-        return f"'agent' is not that of these flags: {error}"
+        refuse(args, f"'agent' is not that of these flags: {error}")
     for name, value in agent.state_dict().items():
         if not value.isfinite().all():
-            return f"{name} of 'agent' is not finite"
-    return None
+            refuse(args, f"{name} of 'agent' is not finite")
 
 
-def fault_of_replay(checkpoint: dict, agent: SAC, args: Args) -> str | None:
+def check_replay(args: Args, checkpoint: dict, agent: SAC):
+    """Refuse what restore_replay() could not restore."""
     rows, state = checkpoint["rows"], checkpoint["random"]
     capacity, width = make_buffer(args, agent, checkpoint).rows.shape
     shape = (min(checkpoint["count"], args.buffer_size), width)
     if rows.shape != shape or rows.dtype != torch.float32 or len(rows) > capacity:
-        return f"'rows' is {rows.dtype} of shape {[*rows.shape]}, not torch.float32 of {[*shape]}"
+        found = f"{rows.dtype} of shape {[*rows.shape]}"
+        refuse(args, f"'rows' is {found}, not torch.float32 of {[*shape]}")
     if state.dtype != torch.uint8 or state.dim() != 1:
-        return "'random' is no state of a random stream"
+        refuse(args, "'random' is no state of a random stream")
     try:
         if len(state) != 16:  # a GPU's state has 16 bytes and cannot be tried here
             torch.Generator().set_state(state)
     except RuntimeError as error:
-        return f"'random' is no state of a random stream: {error}"
-    return None
+        refuse(args, f"'random' is no state of a random stream: {error}")
 
 
 def refuse(args: Args, fault: str):
@@ -1408,9 +1389,12 @@ class Logger:
     def __init__(self, args: Args, folder: Path, step: int):
         self.args = args
         self.folder = folder
-        # Weights & Biases keeps what it has: after a resume only later steps are new to it.
-        self.last_tracked = last_logged_step(folder) if args.track else -1
-        self.wandb_run = start_wandb(args, folder) if args.track else None
+        self.wandb_run = None
+        if args.track:
+            # Weights & Biases keeps what it has: after a resume only later steps are new to it.
+            logged = read_records(folder).values()
+            self.last_tracked = max((steps[-1] for steps, _ in logged), default=-1)
+            self.wandb_run = start_wandb(args, folder)
         self.writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
         threading.excepthook = report_no_disk_error
         self.bar = tqdm(
@@ -1452,7 +1436,8 @@ class Logger:
         if step <= self.args.learning_starts:  # no estimate: these steps are faster
             status = [f"learning starts at step {self.args.learning_starts:,}"]
         else:
-            left = time_left((total - step) / speed)
+            hours, minutes = divmod(round((total - step) / speed / 60), 60)
+            left = f"{hours} h {minutes} min" if hours else f"{minutes} min"
             status = [f"{speed:.0f} steps/s", f"{left} left"]
         status += self.news.values()
         self.bar.set_postfix_str("  ".join(status))
@@ -1462,9 +1447,10 @@ class Logger:
     def log_evaluation(self, returns: np.ndarray, success: np.ndarray, step: int):
         mean = returns.mean()
         std = returns.std()
-        self.log({"eval/episodic_return": mean, "eval/episodic_return_std": std}, step)
+        scalars = {"eval/episodic_return": mean, "eval/episodic_return_std": std}
         if not np.isnan(success).all():
-            self.log({"eval/success_rate": np.nanmean(success)}, step)
+            scalars["eval/success_rate"] = np.nanmean(success)
+        self.log(scalars, step)
         result = f"evaluation return {mean:.1f} +- {std:.1f} ({len(returns)} episodes)"
         self.bar.write(f"step {step:,}: {result}{in_words(success)}")
         video = video_path(self.args, self.folder, step)
@@ -1485,22 +1471,18 @@ def report_no_disk_error(failure):
         threading.__excepthook__(failure)
 
 
-def time_left(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
 def start_wandb(args: Args, folder: Path):
     import wandb
 
+    folder = folder.resolve()  # it may be named by a dot
     try:
         run = wandb.init(
             project=args.wandb_project_name,
             entity=args.wandb_entity,
-            name=folder.resolve().name,
-            id=folder.resolve().name,
+            name=folder.name,
+            id=folder.name,
             resume="allow",
-            dir=folder.resolve(),
+            dir=folder,
             config=asdict(args),
         )
     except Exception as error:  # the network, an unknown team, no rights to the project
@@ -1516,12 +1498,9 @@ def read_records(folder: Path) -> dict[str, np.ndarray]:
     records = {}
     for key in events.Tags()["scalars"]:
         points = [(event.step, event.value) for event in events.Scalars(key)]
-        records[key] = np.array(points).T
+        if points:  # a resume may have discarded all of a key
+            records[key] = np.array(points).T
     return records
-
-
-def last_logged_step(folder: Path) -> float:
-    return max((steps[-1] for steps, _ in read_records(folder).values()), default=-1)
 
 
 def video_path(args: Args, folder: Path, step: int, name: str = "") -> Path | None:
@@ -1713,13 +1692,10 @@ def read_args(args: Args, folder: Path) -> dict:
 
 def fits(value, hint) -> bool:
     """Whether a value of args.json is one that the flag may have."""
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if typing.get_args(hint):  # a union
-        return any(fits(value, option) for option in typing.get_args(hint))
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint
+    options = typing.get_args(hint) or (hint,)  # types of a union, values of a Literal, or one type
+    if float in options and type(value) is int:  # JSON may write 1.0 as 1
+        return True
+    return value in options or type(value) in options
 
 
 def flag(key: str) -> str:
@@ -1873,13 +1849,12 @@ def check_wandb(args: Args):
     try:
         import wandb
 
-        logged_in = mode != "online" or wandb.login(prompt=False)
+        if mode == "online" and not wandb.login(prompt=False):
+            fail("--track needs `wandb login`, or WANDB_MODE=offline")
     except ImportError:
         fail("--track needs wandb: pip install wandb")
     except Exception as error:
         fail(f"--track: {in_one_line(error)}")
-    if not logged_in:
-        fail("--track needs `wandb login`, or WANDB_MODE=offline")
 
 
 def due(args: Args, frequency: int, step: int) -> bool:
@@ -1957,10 +1932,9 @@ def keep_compiled_code():
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "one-file-sac")
         cache.mkdir(parents=True, exist_ok=True)
-        writable = os.access(cache, os.W_OK)
     except (OSError, RuntimeError):  # no home, or none that can be written
-        writable = False
-    if writable:  # else PyTorch's own choice, the system's temporary folder, has to do
+        return  # PyTorch's own choice, the system's temporary folder, has to do
+    if os.access(cache, os.W_OK):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 

@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tokenize
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +148,7 @@ class Run(NamedTuple):
         return bool(folder and (folder / "model.pt").exists())
 
     def committed(self) -> bool:
-        return bool(self.keys & committed_keys()[self.env_id, str(self.seed)])
+        return any((key, str(self.seed)) in committed_runs() for key in self.keys)
 
     def command(self, runs: Path) -> list[str]:
         """What begins the run, or continues it."""
@@ -169,13 +168,10 @@ def key_of_folder(folder: Path) -> str:
 
 
 @functools.cache
-def committed_keys() -> dict[tuple[str, str], set[str]]:
-    """Keys of the runs whose results are in the repository, by environment and seed."""
-    keys = defaultdict(set)
-    for path in RESULTS.glob("[!.]*/returns.csv"):
-        for row in csv.DictReader(open(path)):
-            keys[row["env_id"], row["seed"]].add(row["key"])
-    return keys
+def committed_runs() -> set[tuple[str, str]]:
+    """Keys and seeds of the runs whose results are in the repository."""
+    tables = [csv.DictReader(open(path)) for path in RESULTS.glob("[!.]*/returns.csv")]
+    return {(row["key"], row["seed"]) for table in tables for row in table}
 
 
 # ---------------------------------------------------------------- the runs of studies

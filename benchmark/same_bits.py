@@ -58,9 +58,8 @@ COMMON = "--threads 1 --learning-starts 200 --log-frequency 100 --eval-episodes 
 SHORT = "--total-timesteps 1000 --checkpoint-frequency 400 --eval-frequency 500 --batch-size 64"
 SHORT += " --compile off"
 PENDULUM = f"--env-id Pendulum-v1 {SHORT}"
-HOPPER = (
-    "--env-id Hopper-v4 --total-timesteps 3000 --checkpoint-frequency 1000 --eval-frequency 1000"
-)
+HOPPER = "--env-id Hopper-v4 --total-timesteps 3000"
+HOPPER += " --checkpoint-frequency 1000 --eval-frequency 1000"
 KNOBS = {
     "no knob": f"--env-id Hopper-v4 {SHORT}",
     "prioritized and combined replay": f"{PENDULUM} --prioritized-replay --combined-replay",
@@ -80,10 +79,9 @@ KNOBS = {
     "hard targets": f"{PENDULUM} --tau 1 --target-network-frequency 100",
     "networks": f"{PENDULUM} --init orthogonal --activation Tanh --policy-l2 1e-3",
     "bfloat16": f"{PENDULUM} --matmul-precision medium",
-    **{
-        f"preset {name}": f"{PENDULUM} --preset {name}"
-        for name in ("haarnoja", "stable-baselines", "spinningup")
-    },
+    "preset haarnoja": f"{PENDULUM} --preset haarnoja",
+    "preset stable-baselines": f"{PENDULUM} --preset stable-baselines",
+    "preset spinningup": f"{PENDULUM} --preset spinningup",
     "preset yarats": f"{PENDULUM} --preset yarats --hidden 64",
 }
 DRAWS = "--prioritized-replay --normalize-obs --dropout 0.1 --n-critics 3 --critics-subset 2"
@@ -115,18 +113,11 @@ def unpack(source: str, scripts: list[str], folder: Path):
     """Scripts of a commit or of a folder, copied to `folder`."""
     folder.mkdir()
     for script in scripts:
-        if Path(source).is_dir():
-            path = Path(source, script)
-            if not path.is_file():
-                fail(f"{source} has no {script}: name a commit, or a folder with the scripts")
-            text = path.read_bytes()
-        else:
-            show = ["git", "show", f"{source}:{script}"]
-            shown = subprocess.run(show, cwd=ROOT, capture_output=True)
-            if shown.returncode:
-                fail(f"{source} is neither a folder nor a git commit that holds {script}")
-            text = shown.stdout
-        (folder / script).write_bytes(text)
+        path = Path(source, script)
+        text = path.read_text() if path.is_file() else git("show", f"{source}:{script}")
+        if not text:
+            fail(f"{source} is neither a folder nor a git commit that holds {script}")
+        (folder / script).write_text(text)
 
 
 def train(script: Path, case: Case, folder: Path) -> tuple[dict, dict]:

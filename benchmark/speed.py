@@ -139,6 +139,13 @@ class Trainer:
         with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
             os.killpg(self.process.pid, what)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
 
 def steps_per_second(trainers: list[Trainer], seconds: float) -> float:
     """Environment steps per second of all these together, while all others are paused."""
@@ -160,24 +167,19 @@ def whole(args: Args) -> Iterator[dict]:
     pairs = [(variant, threads) for variant in variants for threads in (1, 2)]
     pairs.remove(("environment alone", 2))
     for env_id in args.env_ids:
-        with tempfile.TemporaryDirectory() as folder:
-            trainers = {}
-            try:
-                for variant, threads in tqdm(pairs, desc=f"{env_id}: warming up"):
-                    library, *flags = variants[variant]
-                    place = Path(folder, str(len(trainers)))
-                    trainer = Trainer(place, library, env_id, threads, flags)
-                    trainers[variant, threads] = trainer
-                    trainer.wait_for(1500)
-                    trainer.send(signal.SIGSTOP)
-                for turn in tqdm(range(args.rounds), desc=f"{env_id}: measuring"):
-                    for (variant, threads), trainer in trainers.items():
-                        value = steps_per_second([trainer], args.seconds)
-                        yield row("whole", env_id, variant, threads, "", turn, value, "steps/s")
-            finally:
-                for trainer in trainers.values():
-                    trainer.send(signal.SIGKILL)
-                    trainer.process.wait()
+        trainers = {}
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            for variant, threads in tqdm(pairs, desc=f"{env_id}: warming up"):
+                library, *flags = variants[variant]
+                place = Path(folder, str(len(trainers)))
+                trainer = stack.enter_context(Trainer(place, library, env_id, threads, flags))
+                trainers[variant, threads] = trainer
+                trainer.wait_for(1500)
+                trainer.send(signal.SIGSTOP)
+            for turn in tqdm(range(args.rounds), desc=f"{env_id}: measuring"):
+                for (variant, threads), trainer in trainers.items():
+                    value = steps_per_second([trainer], args.seconds)
+                    yield row("whole", env_id, variant, threads, "", turn, value, "steps/s")
 
 
 def start(args: Args) -> Iterator[dict]:
@@ -188,15 +190,11 @@ def start(args: Args) -> Iterator[dict]:
             cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
             for number, name in enumerate(cases):
                 library, *flags = VARIANTS[name.partition(",")[0]]
-                trainer = Trainer(Path(folder, str(number)), library, "Hopper-v4", 2, flags, cache)
-                try:
-                    first, updated = trainer.wait_for(1), trainer.wait_for(110)
-                finally:
-                    trainer.send(signal.SIGKILL)
-                    trainer.process.wait()
-                first_step = "first environment step"
-                yield row("start", "Hopper-v4", name, 2, first_step, turn, first, "s")
-                yield row("start", "Hopper-v4", name, 2, "first updates", turn, updated, "s")
+                place = Path(folder, str(number))
+                with Trainer(place, library, "Hopper-v4", 2, flags, cache) as trainer:
+                    for steps, setting in ((1, "first environment step"), (110, "first updates")):
+                        value = trainer.wait_for(steps)
+                        yield row("start", "Hopper-v4", name, 2, setting, turn, value, "s")
 
 
 def versions(args: Args) -> dict:

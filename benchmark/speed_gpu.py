@@ -7,6 +7,7 @@ Every run has one thread on a core of its own. SBX needs a jax for the GPU in .v
 (pip install "jax[cuda13]"). Results: benchmark/results/speed-gpu.{csv,md}.
 """
 
+import contextlib
 import os
 import platform
 import signal
@@ -80,32 +81,25 @@ def start(args: Args, folder: Path, variant: str, number: int, cores: list[int])
 
 
 def measure(args: Args) -> list[dict]:
-    cores, trainers, rows = sorted(os.sched_getaffinity(0)), {}, []
-    with tempfile.TemporaryDirectory() as name:
+    cores, rows = sorted(os.sched_getaffinity(0)), []
+    trainers = {variant: [] for variant in VARIANTS}
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         script_with_its_buffer_on_the_host(folder)
-        try:
-            # The first ones compile, the others find it done.
-            for numbers in ((0,), range(1, 8)):
-                begun = []
-                for variant, (*_, counts) in VARIANTS.items():
-                    for number in numbers:
-                        if number < max(counts):
-                            trainer = start(args, folder, variant, number, cores)
-                            trainers.setdefault(variant, []).append(trainer)
-                            begun.append(trainer)
-                for trainer in tqdm(begun, desc="warming up"):
-                    trainer.wait_for(WARM)
-                    trainer.send(signal.SIGSTOP)
-            for turn in tqdm(range(args.rounds), desc="measuring"):
-                for variant, (*_, counts) in VARIANTS.items():
-                    for count in counts:
-                        speed = steps_per_second(trainers[variant][:count], args.seconds)
-                        rows.append(dict(variant=variant, runs=count, round=turn, value=speed))
-        finally:
-            for trainer in sum(trainers.values(), []):
-                trainer.send(signal.SIGKILL)
-                trainer.process.wait()
+        # The first ones compile, the others find it done.
+        for first, end in ((0, 1), (1, 8)):
+            for variant, (*_, counts) in VARIANTS.items():
+                for number in range(first, min(end, max(counts))):
+                    trainer = start(args, folder, variant, number, cores)
+                    trainers[variant].append(stack.enter_context(trainer))
+            for trainer in tqdm(sum(trainers.values(), []), desc="warming up"):
+                trainer.wait_for(WARM)
+                trainer.send(signal.SIGSTOP)
+        for turn in tqdm(range(args.rounds), desc="measuring"):
+            for variant, (*_, counts) in VARIANTS.items():
+                for count in counts:
+                    speed = steps_per_second(trainers[variant][:count], args.seconds)
+                    rows.append(dict(variant=variant, runs=count, round=turn, value=speed))
     return rows
 
 

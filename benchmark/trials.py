@@ -136,15 +136,13 @@ class Tuning:
 
     def own(self) -> dict | None:
         """The script's own settings, if the space holds them all."""
-        own = {flag: self.defaults.get(flag[2:].replace("-", "_")) for flag in self.space.search}
-        for value, values in zip(own.values(), self.space.search.values()):
-            if choices := getattr(values, "choices", None):
-                held = value in choices
-            else:
-                held = isinstance(value, float | int) and values.low <= value <= values.high
-            if not held or "--preset" in self.flags:
-                return None
-        return own
+        search = self.space.search
+        own = {flag: self.defaults.get(flag[2:].replace("-", "_")) for flag in search}
+        try:
+            optuna.create_trial(state=TrialState.WAITING, params=own, distributions=search)
+        except ValueError:
+            return None
+        return None if "--preset" in self.flags else own
 
     def lock(self, *number: int, wait: bool = False):
         name = "-".join(map(str, ["tune", self.name, *number]))

@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from moviepy import VideoFileClip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 import sac_continuous
 from tests.wandb_files import finished_records, wandb_records
@@ -144,6 +145,19 @@ def test_read_records_reads_what_tensorboard_reads(sac, recorded, scalars):
     assert records.keys() == scalars.keys()
     for key, points in scalars.items():
         np.testing.assert_array_equal(records[key], np.array(points).T)
+
+
+def test_what_a_resume_discards_is_not_read(sac, tmp_path):
+    """TensorBoard keeps the name of a key of which it has discarded all points."""
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_scalar("eval/episodic_return", 1, 100)
+    with SummaryWriter(tmp_path, purge_step=1, filename_suffix=".resumed") as writer:
+        writer.add_scalar("charts/episodic_return", 2, 40)
+    records = sac.read_records(tmp_path)
+    assert records.keys() == {"charts/episodic_return"}
+    np.testing.assert_array_equal(records["charts/episodic_return"], [[40], [2]])
+    sac.plot_learning_curve(tmp_path)
+    assert (tmp_path / "learning_curve.png").is_file()
 
 
 @once

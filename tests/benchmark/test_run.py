@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,10 +129,7 @@ def test_any_number_of_runners_share_a_study(tmp_path, undisturbed):
 
 
 def committed(*grid):
-    keys = defaultdict(set)
-    for one in grid:
-        keys[one.env_id, str(one.seed)].add(one.key)
-    return keys
+    return {(one.key, str(one.seed)) for one in grid}
 
 
 @pytest.mark.slow
@@ -143,7 +139,7 @@ def test_a_finished_run_is_not_started(tmp_path, undisturbed, monkeypatch):
     assert not job.start(undisturbed / "runs", track=False) and not job.process
     # what is committed and has no folder here is for main() to leave out; who asks for its run gets one
     job = jobs.Job(runs_of("short", short)[0])
-    monkeypatch.setattr(runs, "committed_keys", lambda: committed(job.run))
+    monkeypatch.setattr(runs, "committed_runs", lambda: committed(job.run))
     assert job.run.committed() and not job.run.finished(tmp_path / "runs")
     assert job.start(tmp_path / "runs", track=False) and job.process.wait(100) == 0
 
@@ -152,7 +148,7 @@ def test_what_is_committed_is_run_again_if_asked(tmp_path, monkeypatch, capsys):
     grid, begun = runs_of("tiny", TINY), []
     monkeypatch.setattr(runs, "STUDIES", {"tiny": TINY})
     monkeypatch.setattr(run, "STUDIES", runs.STUDIES)
-    monkeypatch.setattr(runs, "committed_keys", lambda: committed(grid[0]))
+    monkeypatch.setattr(runs, "committed_runs", lambda: committed(grid[0]))
     monkeypatch.setattr(run, "execute", lambda jobs, *_: begun.append([job.run for job in jobs]))
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / f"Pendulum-v1__{grid[1].key}__1__1"
