@@ -172,8 +172,9 @@ class Args:
 
 PRESETS = {
     # The first four are as a blog post tabulates them, "Soft Actor-Critic: Reimplementation and
-    # Experiments". The code of the last of them starts from orthogonal weights, and Stable
-    # Baselines 2 keeps 50,000 transitions, has a value network and begins with 100 random steps.
+    # Experiments". Haarnoja's first paper, with a reward scale of 5, has a value network, as has
+    # Stable Baselines 2, which keeps 50,000 transitions and begins with 100 random steps. The code
+    # of Yarats starts from orthogonal weights and has alpha in the loss of the temperature.
     "haarnoja": "--learning-starts 1000 --no-autotune --reward-scale 5 --q-lr 3e-4",
     "stable-baselines": "--random-steps 0 --learning-starts 100 --buffer-size 500000 "
     "--batch-size 64 --hidden 64 --q-lr 3e-4 --heads separate",
@@ -803,9 +804,8 @@ class Hindsight(Storage):
         if hasattr(self.env, "compute_terminated"):
             # Reaching a goal may end the task. This method takes one goal at a time.
             ends = [bool(self.env.compute_terminated(*pair, {})) for pair in zip(achieved, goal)]
-            # With --truncation-terminates the episode's own end, a time limit too, ends the copies.
-            ended = terminated & self.args.truncation_terminates
-            terminated = np.array(ends) | ended
+            # The episode's own end, such as a fall, ends the copies too.
+            terminated = terminated | np.array(ends)
         return np.asarray(reward), terminated
 
 
@@ -1061,7 +1061,9 @@ def episode_limit(args: Args, env: gym.Env) -> int | None:
 
 def record_first_episode(env: gym.Env, video: Path) -> gym.Env:
     env.reset()
-    env.render()  # fails here where it cannot
+    shape = np.shape(env.render())  # fails here where it cannot
+    if len(shape) != 3:
+        raise TypeError(f"render() must return an array (height, width, 3), not of shape {shape}")
     return ShortVideo(
         env,
         str(video.parent),
@@ -1391,9 +1393,10 @@ class Logger:
         self.folder = folder
         self.wandb_run = None
         if args.track:
-            # Weights & Biases keeps what it has: after a resume only later steps are new to it.
-            logged = read_records(folder).values()
-            self.last_tracked = max((steps[-1] for steps, _ in logged), default=-1)
+            # Weights & Biases keeps all it was sent, also what an earlier resume discarded from
+            # TensorBoard's files. Only later steps are new to it.
+            logged = read_records(folder, discarded=True).values()
+            self.last_tracked = max((steps.max() for steps, _ in logged), default=-1)
             self.wandb_run = start_wandb(args, folder)
         self.writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
         threading.excepthook = report_no_disk_error
@@ -1487,14 +1490,18 @@ def start_wandb(args: Args, folder: Path):
         )
     except Exception as error:  # the network, an unknown team, no rights to the project
         raise OSError(f"Weights & Biases: {error}") from None
-    run.save(folder / Path(__file__).name, base_path=folder, policy="now")
+    run.save(folder / Path(__file__).name, base_path=folder, policy="now", glob=False)
     return run
 
 
-def read_records(folder: Path) -> dict[str, np.ndarray]:
-    """Scalars of a run by key, from its TensorBoard files: arrays (2, n) of steps and values."""
+def read_records(folder: Path, discarded: bool = False) -> dict[str, np.ndarray]:
+    """Scalars of a run by key, from its TensorBoard files: arrays (2, n) of steps and values.
+
+    With `discarded`, also those from a checkpoint to a kill, which a resume has made once more.
+    """
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run is no warning
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    how = dict(size_guidance={"scalars": 0}, purge_orphaned_data=not discarded)
+    events = EventAccumulator(str(folder), **how).Reload()
     records = {}
     for key in events.Tags()["scalars"]:
         points = [(event.step, event.value) for event in events.Scalars(key)]
@@ -1755,6 +1762,9 @@ def check_variants(args: Args):
     if args.target_entropy is not None:
         within(args, -1e9, 1e9, "target_entropy")
     must_not_exceed(args, "log_std_min", "log_std_max")
+    for key in ("alpha_lr", "target_entropy", "target_entropy_scale", "alpha_loss"):
+        if not args.autotune and getattr(args, key) != getattr(Args, key):
+            fail(f"{flag(key)} is for a learned temperature: leave it or --no-autotune out")
     if args.value_network and args.critics_subset:
         fail("--critics-subset with --value-network, which makes the targets: leave one out")
     check_storage(args)
@@ -1788,6 +1798,8 @@ def check_storage(args: Args):
     if args.clip_targets and args.gamma == 1:
         fail("--clip-targets bounds targets by 1 / (1 - gamma): choose --gamma below 1")
     if not args.hindsight:
+        if args.hindsight_strategy != Args.hindsight_strategy:
+            fail("--hindsight-strategy needs copies: add --hindsight 1")
         return
     if args.hindsight_strategy == "final" and args.hindsight > 1:
         fail(f"--hindsight {args.hindsight}: --hindsight-strategy final knows 1 goal: choose 1")
@@ -1981,7 +1993,10 @@ class Threads:
         """Go down to one thread if much of the last seconds was spent in waiting for a core."""
         if not self.compute or torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
             return
-        displacements = psutil.Process().num_ctx_switches().involuntary
+        try:
+            displacements = psutil.Process().num_ctx_switches().involuntary
+        except NotImplementedError:  # not every kernel counts them
+            displacements = 0
         now = (time.time(), time.process_time(), displacements)
         seconds, computed, displaced = np.subtract(now, self.last)
         self.last = now

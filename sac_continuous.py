@@ -538,7 +538,9 @@ def episode_limit(args: Args, env: gym.Env) -> int | None:
 
 def record_first_episode(env: gym.Env, video: Path) -> gym.Env:
     env.reset()
-    env.render()  # fails here where it cannot
+    shape = np.shape(env.render())  # fails here where it cannot
+    if len(shape) != 3:
+        raise TypeError(f"render() must return an array (height, width, 3), not of shape {shape}")
     return ShortVideo(
         env,
         str(video.parent),
@@ -856,9 +858,10 @@ class Logger:
         self.folder = folder
         self.wandb_run = None
         if args.track:
-            # Weights & Biases keeps what it has: after a resume only later steps are new to it.
-            logged = read_records(folder).values()
-            self.last_tracked = max((steps[-1] for steps, _ in logged), default=-1)
+            # Weights & Biases keeps all it was sent, also what an earlier resume discarded from
+            # TensorBoard's files. Only later steps are new to it.
+            logged = read_records(folder, discarded=True).values()
+            self.last_tracked = max((steps.max() for steps, _ in logged), default=-1)
             self.wandb_run = start_wandb(args, folder)
         self.writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
         threading.excepthook = report_no_disk_error
@@ -952,14 +955,18 @@ def start_wandb(args: Args, folder: Path):
         )
     except Exception as error:  # the network, an unknown team, no rights to the project
         raise OSError(f"Weights & Biases: {error}") from None
-    run.save(folder / Path(__file__).name, base_path=folder, policy="now")
+    run.save(folder / Path(__file__).name, base_path=folder, policy="now", glob=False)
     return run
 
 
-def read_records(folder: Path) -> dict[str, np.ndarray]:
-    """Scalars of a run by key, from its TensorBoard files: arrays (2, n) of steps and values."""
+def read_records(folder: Path, discarded: bool = False) -> dict[str, np.ndarray]:
+    """Scalars of a run by key, from its TensorBoard files: arrays (2, n) of steps and values.
+
+    With `discarded`, also those from a checkpoint to a kill, which a resume has made once more.
+    """
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run is no warning
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    how = dict(size_guidance={"scalars": 0}, purge_orphaned_data=not discarded)
+    events = EventAccumulator(str(folder), **how).Reload()
     records = {}
     for key in events.Tags()["scalars"]:
         points = [(event.step, event.value) for event in events.Scalars(key)]
@@ -1371,7 +1378,10 @@ class Threads:
         """Go down to one thread if much of the last seconds was spent in waiting for a core."""
         if not self.compute or torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
             return
-        displacements = psutil.Process().num_ctx_switches().involuntary
+        try:
+            displacements = psutil.Process().num_ctx_switches().involuntary
+        except NotImplementedError:  # not every kernel counts them
+            displacements = 0
         now = (time.time(), time.process_time(), displacements)
         seconds, computed, displaced = np.subtract(now, self.last)
         self.last = now

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, MaxNLocator
 
 from benchmark.judge import DECIDING, Rows, estimate, published_finals, short
 from benchmark.runs import DIAGNOSTICS
@@ -122,12 +122,14 @@ def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
     lines = -(-len(begun) // columns)
     figure = Figure(figsize=(5 * columns, 1 + 3.6 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*X^sP")))
+    labels = sorted(reference.label.unique())
+    markers = dict(zip(labels, itertools.cycle("*X^sP")))
+    dashes = dict(zip(labels, itertools.cycle(["--", ":", "-."])))
     for axes, env_id in zip(panels, begun):
         published = reference[reference.env_id == short(env_id)]
         published = published[published.step <= study.envs[env_id]]
         for (label, _), run in published.groupby(["label", "seed"]):
-            axes.plot(run.step, run["return"], "--", color="0.7", label=label)
+            axes.plot(run.step, run["return"], dashes[label], color="0.7", label=label)
         steps = study.envs[env_id]
         beside = [*published[published.seed.isna()].groupby("label")]
         for i, (label, means) in enumerate(beside):
@@ -179,4 +181,8 @@ def draw_record(axes, study: Study, table: pd.DataFrame, env_id: str, record: st
         axes.plot(run.step, run.value.astype(float), **style)
     axes.set(title=f"{short(env_id)}: {record}", xlabel="environment steps")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_yscale("log" if "alpha" in record or "critics" in record else "linear")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if "alpha" in record or "critics" in record:
+        axes.set_yscale("log")
+        # A range of less than two powers of ten has labels between them too.
+        axes.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))

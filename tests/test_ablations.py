@@ -1808,6 +1808,11 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
         ("--total-timesteps=2e7 --target-network-frequency=2", "--target-network-frequency 2 "),
         ("--total-timesteps=2e7 --buffer-size=2e7 --prioritized-replay", "lower --buffer-size"),
         ("--value-network --critics-subset=1", "--critics-subset with --value-network"),
+        ("--no-autotune --alpha-lr=1e-3", "--alpha-lr is .*leave it or --no-autotune out"),
+        ("--no-autotune --target-entropy=-3", "--target-entropy is .*learned temperature"),
+        ("--preset=spinningup --target-entropy-scale=2", "--target-entropy-scale is "),
+        ("--no-autotune --alpha-loss=alpha", "--alpha-loss is .*leave it"),
+        ("--hindsight-strategy=final", "--hindsight-strategy needs .*add --hindsight 1"),
     ],
 )
 def test_what_could_not_work_is_refused_in_one_line(monkeypatch, capsys, tmp_path, flags, mend):

@@ -417,6 +417,15 @@ def test_one_busy_look_is_not_enough(look):
         assert look(2, 1.99, 5) == 2
 
 
+def test_threads_stay_where_the_kernel_does_not_count_displacements(look, monkeypatch):
+    def uncounted(self):
+        raise NotImplementedError("its lines were not found in /proc/PID/status")
+
+    monkeypatch.setattr(psutil.Process, "num_ctx_switches", uncounted)
+    for _ in range(3):
+        assert look(2, 1.0, 90) == 2
+
+
 @pytest.mark.parametrize("kind, left", [("cpu", 1), ("cuda", 2)])
 def test_threads_that_only_wait_for_a_gpu_do_not_give_way(sac, kind, left, monkeypatch):
     clock = itertools.count(step=2.1)

@@ -151,6 +151,7 @@ def test_what_a_resume_discards_is_not_read(sac, tmp_path):
     """TensorBoard keeps the name of a key of which it has discarded all points."""
     with SummaryWriter(tmp_path) as writer:
         writer.add_scalar("eval/episodic_return", 1, 100)
+    time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
     with SummaryWriter(tmp_path, purge_step=1, filename_suffix=".resumed") as writer:
         writer.add_scalar("charts/episodic_return", 2, 40)
     records = sac.read_records(tmp_path)
@@ -405,6 +406,29 @@ def test_the_video_is_the_first_episode_of_the_first_environment(sac, tmp_path, 
     assert (np.diff(blue) > 5).all()
 
 
+class Unseen(Flashing):
+    """Its render() returns nothing, or a picture without colours."""
+
+    picture = None
+
+    def render(self):
+        return self.picture
+
+
+@pytest.mark.usefixtures("gymnasium_only")
+@pytest.mark.parametrize("picture", [None, np.zeros((64, 64), np.uint8)], ids=["none", "grey"])
+def test_pictures_that_cannot_be_recorded_are_refused_at_once(
+    sac, tmp_path, monkeypatch, capsys, picture
+):
+    monkeypatch.setattr(Unseen, "picture", picture)
+    args = sac.Args(env_id=register("Unseen", Unseen), capture_video=True)
+    with pytest.raises(SystemExit) as ended:
+        sac.make_env(args, tmp_path / "videos" / "step-0")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "--capture-video: render() must return an array (height, width, 3)" in said
+
+
 @pytest.mark.usefixtures("gymnasium_only")
 def test_a_video_has_no_more_frames_than_fit_in_memory(sac, tmp_path, monkeypatch):
     # sac_dmc.py has the environments of sac_continuous.py here.
@@ -595,7 +619,7 @@ def by_key(rows: list[dict]) -> dict:
 @pytest.fixture(scope="class")
 def offline(tmp_path_factory):
     """An empty folder to log in, offline."""
-    folder = tmp_path_factory.mktemp("offline")
+    folder = tmp_path_factory.mktemp("offline [1]")  # a pattern, to wandb
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("SDL_VIDEODRIVER", "dummy")
@@ -638,6 +662,11 @@ class TestTracked:
         assert {key: config[key] for key in given} == given
         assert config.keys() >= dataclasses.asdict(sac.Args()).keys()
 
+    def test_the_script_is_uploaded(self, sac, tracked):
+        script = Path(sac.__file__)
+        uploaded = tracked.path.parent / "files" / script.name
+        assert uploaded.read_bytes() == script.read_bytes()
+
     def test_videos_are_uploaded(self, tracked):
         wandb_folder = tracked.path.parent
         uploaded = list((wandb_folder / "files" / "media").rglob("*.mp4"))
@@ -645,6 +674,21 @@ class TestTracked:
         assert len(uploaded) == len(originals) == 2
         bits = [{path.read_bytes() for path in paths} for paths in (uploaded, originals)]
         assert bits[0] == bits[1]
+
+
+def test_a_run_that_was_resumed_before_sends_no_step_twice(sac, tmp_path, monkeypatch):
+    """Killed at step 90, resumed at 50, killed at 60, resumed at 50."""
+    sent = []
+    wandb_run = SimpleNamespace(log=lambda scalars, step: sent.append(step))
+    monkeypatch.setattr(sac, "start_wandb", lambda *_: wandb_run)
+    for start, end in ((0, 90), (50, 60), (50, 100)):
+        args = sac.Args(track=True, resume=tmp_path if start else None)
+        logger = sac.Logger(args, tmp_path, start)
+        for step in range(start + 10, end + 10, 10):
+            logger.log({"charts/SPS": 1.0}, step)
+        logger.close()
+        time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
+    assert sent == list(range(10, 110, 10))
 
 
 @slow

@@ -408,7 +408,7 @@ def check_copies(rows, copies: int, strategy="future", cls=Goals):
     return sources
 
 
-@pytest.mark.parametrize("env", ["Goals", "Ending"])
+@pytest.mark.parametrize("env", ["Goals", "Ending", "Endless"])
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("copies, strategy", [(1, "future"), (4, "future"), (1, "final")])
 def test_every_copy_has_a_later_goal_of_its_episode_and_its_reward(
@@ -418,7 +418,7 @@ def test_every_copy_has_a_later_goal_of_its_episode_and_its_reward(
     _, checkpoint = start(env, **flags)
     rows = read_rows(checkpoint)
     assert len(rows) == len(MADE) * (1 + copies)
-    check_copies(rows, copies, strategy, dict(Goals=Goals, Ending=Ending)[env])
+    check_copies(rows, copies, strategy, dict(Goals=Goals, Ending=Ending, Endless=Endless)[env])
 
 
 def test_future_goals_are_as_likely_one_as_the_other(start):
