@@ -619,7 +619,7 @@ def by_key(rows: list[dict]) -> dict:
 @pytest.fixture(scope="class")
 def offline(tmp_path_factory):
     """An empty folder to log in, offline."""
-    folder = tmp_path_factory.mktemp("offline [1]")  # a pattern, to wandb
+    folder = tmp_path_factory.mktemp("offline[1]")  # a pattern, to wandb
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("SDL_VIDEODRIVER", "dummy")
