@@ -1368,10 +1368,18 @@ def test_weights_undo_the_probabilities(added, combined):
 
 
 @pytest.mark.parametrize(
-    "added, repeat, beta", [(3, 1, 0.5 + 0.5 * 3 / 90), (45, 1, 0.75), (90, 1, 1.0), (45, 2, 1.0)]
+    "added, repeat, copies, beta",
+    [
+        (3, 1, 0, 0.5 + 0.5 * 3 / 90),
+        (45, 1, 0, 0.75),
+        (90, 1, 0, 1.0),
+        (45, 2, 0, 1.0),
+        (90, 1, 1, 0.75),
+    ],
 )
-def test_beta_goes_from_one_half_to_one(added, repeat, beta):
-    flags = dict(batch_size=64, total_timesteps=90, action_repeat=repeat)
+def test_beta_goes_from_one_half_to_one(added, repeat, copies, beta):
+    """With the steps made, of which hindsight stores copies."""
+    flags = dict(batch_size=64, total_timesteps=90, action_repeat=repeat, hindsight=copies)
     buffer = filled(added, capacity=100, prioritized_replay=True, **flags)
     priorities(buffer).copy_(torch.linspace(0.1, 3, len(buffer)))
     index = buffer.sample(64, torch.Generator())

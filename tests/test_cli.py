@@ -547,6 +547,9 @@ def test_flags_that_a_resumed_run_must_keep(sac, tmp_path, finished):
         # What the networks compute from their weights.
         assert {*sac.FIXED_FLAGS} >= {"activation", "layer_norm", "log_std"}
         assert {*sac.FIXED_FLAGS} >= {"log_std_min", "log_std_max"}
+        assert {*sac.FIXED_FLAGS} >= {"stack", "hidden", "layers"}
+    if sac.__name__ != "sac_continuous":
+        assert "action_repeat" in sac.FIXED_FLAGS
     others = dict(preset="haarnoja", init="torch", heads="separate", activation="Tanh")
     others |= dict(log_std="tanh", hindsight_strategy="final")
     for key in {*sac.FIXED_FLAGS} - {"env_id"}:
@@ -726,7 +729,8 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(sac, tmp_path):
         script.SAC.update = spoil
 
     env_id = register("Plain")
-    flags = f"{small(sac)} --env-id {env_id} --total-timesteps 60 --checkpoint-frequency 20"
+    flags = f"{small(sac)} --env-id {env_id} --total-timesteps 80 --checkpoint-frequency 20"
+    flags += " --log-frequency 1000"  # a checkpoint looks at the agent by itself
     flags += " --eval-frequency 0"  # the episodes never end
     code, _, err = run_forked(tmp_path, sac, flags, sabotage)
     assert code == 1

@@ -264,6 +264,17 @@ def test_environments_need_not_know_of_pictures(sac):
     make_env(sac, register("Plainest", Plainest)).reset(seed=0)
 
 
+@own_make_env
+@pytest.mark.parametrize("num_envs, frequency", [(1, 200), (2, 400)])
+def test_checkpoints_that_cut_episodes_are_warned_of(sac, capsys, num_envs, frequency):
+    env = make_env(sac, "Pendulum-v1")
+    for apart, warned in ((frequency - 1, True), (frequency, False)):
+        flags = dict(env_id="Pendulum-v1", checkpoint_frequency=apart, num_envs=num_envs)
+        sac.check_episodes(sac.Args(**flags), env)
+        said = "cuts episodes of up to 200 steps after 199: raise it"
+        assert (said in capsys.readouterr().err) == warned
+
+
 class Talkative(Counting):
     """Rewards are arrays (1,), and `info` differs in shape and type from instance to instance."""
 

@@ -147,7 +147,10 @@ def test_another_seed_trains_another_agent(sac, train):
     assert not np.array_equal(one.stored.obs, other.stored.obs)
     actors = [name for name in one.final if "actor." in name and "weight" in name]
     assert actors
+    assert not any(is_same(one.initial[name], other.initial[name]) for name in actors)
     assert not any(is_same(one.final[name], other.final[name]) for name in actors)
+    # The first actions are random, and no policy's.
+    assert not np.array_equal(one.stored.action[:50], other.stored.action[:50])
 
 
 def test_mean_and_spread_of_each_evaluation_are_logged(sac, train):

@@ -147,6 +147,14 @@ def test_read_records_reads_what_tensorboard_reads(sac, recorded, scalars):
         np.testing.assert_array_equal(records[key], np.array(points).T)
 
 
+def test_every_record_of_a_long_run_is_read(sac, tmp_path):
+    """By default TensorBoard samples 10,000 of them."""
+    with SummaryWriter(tmp_path) as writer:
+        for step in range(10_050):
+            writer.add_scalar("charts/SPS", 1, step)
+    assert sac.read_records(tmp_path)["charts/SPS"].shape == (2, 10_050)
+
+
 def test_what_a_resume_discards_is_not_read(sac, tmp_path):
     """TensorBoard keeps the name of a key of which it has discarded all points."""
     with SummaryWriter(tmp_path) as writer:
@@ -222,16 +230,18 @@ def test_values_are_positive(scalars, key):
     assert all(value > 0 for _, value in scalars[key])
 
 
-def test_speed_is_that_since_the_last_log(sac, tmp_path, monkeypatch):
+def test_speed_is_that_since_the_last_log(sac, tmp_path, monkeypatch, capsys):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(sac, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    logger = sac.Logger(sac.Args(total_timesteps=10_000, learning_starts=1), tmp_path, 1000)
+    logger = sac.Logger(sac.Args(total_timesteps=1_000_000, learning_starts=1), tmp_path, 1000)
     for step, now in ((1500, 101.0), (1600, 102.0), (2600, 112.0)):
         clock.now = now
         logger.log_losses({}, step)
     logger.close()
     expected = [(1500, 500), (1600, 100), (2600, 100)]
     assert tensorboard(tmp_path)["charts/SPS"] == expected
+    left = [line.rsplit("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert left == ["33 min left", "2 h 46 min left", "2 h 46 min left"]
 
 
 def test_the_bar_ends_full_where_the_last_round_oversteps(sac, tmp_path, monkeypatch):

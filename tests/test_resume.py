@@ -293,7 +293,18 @@ def test_flags_that_only_watch_change_no_bits_and_need_no_warning(sac, finished,
     one, two = (load(only_run(folder) / "checkpoint.pt") for folder in (finished, other))
     assert one["step"] == 42
     same(one, two)
-    assert {*sac.WATCHING_FLAGS} < saved_args(only_run(other)).keys()
+    watching = "eval_frequency eval_episodes log_frequency capture_video exp_name track "
+    watching += "wandb_project_name wandb_entity"
+    assert {*sac.WATCHING_FLAGS} == {*watching.split()}
+
+
+def test_an_agent_that_is_not_finite_is_never_the_best(sac, tmp_path):
+    """The critics do not act, so an evaluation does not tell."""
+    agent = sac.SAC(3, 1, sac.Args())
+    torch.nn.init.constant_(agent.target_critics.biases[0], np.nan)
+    with pytest.raises(SystemExit, match="target_critics.* is not finite at step 7"):
+        sac.save_if_best(tmp_path, agent, 7, 1.0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("edit", [lambda path: path.write_text("# edited\n"), Path.unlink])

@@ -29,6 +29,31 @@ def test_an_evaluation_is_that_of_the_scripts():
     assert theirs.tolist() == ours.tolist() and len(set(theirs)) == 4
 
 
+def test_a_watcher_records_when_the_scripts_do(monkeypatch):
+    base = SimpleNamespace(BaseCallback=type("BaseCallback", (), {}))
+    monkeypatch.setitem(sys.modules, "stable_baselines3.common.callbacks", base)
+    monkeypatch.setattr(peers, "evaluate", lambda model, args, step: np.array([step, step + 2.0]))
+    said = []
+    writer = SimpleNamespace(add_scalar=lambda *point: said.append(point), flush=lambda: None)
+    args = peers.Args(total_timesteps=250, eval_frequency=100, log_frequency=50)
+    watcher = peers.watcher(args, writer)
+    watcher.model = SimpleNamespace(logger=SimpleNamespace(name_to_value={"train/ent_coef": 0.5}))
+    watcher._on_training_start()
+    for step in range(1, 251):
+        watcher.num_timesteps = step
+        watcher.locals = dict(infos=[{"episode": dict(r=-3.0, l=200)} if step == 200 else {}])
+        assert watcher._on_step() == (step < 250)
+
+    def points(key):
+        return [(step, value) for name, value, step in said if name == key]
+
+    assert [step for step, _ in points("charts/SPS")] == [50, 100, 150, 200, 250]
+    assert points("losses/alpha") == [(step, 0.5) for step in (50, 100, 150, 200, 250)]
+    assert points("eval/episodic_return") == [(100, 101), (200, 201), (250, 251)]
+    assert points("eval/episodic_return_std") == [(100, 1), (200, 1), (250, 1)]
+    assert points("charts/episodic_return") == [(200, -3.0)]
+
+
 def test_the_study_of_peers_gives_all_of_them_the_same_task():
     grid = [run for run in runs_of("peers", STUDIES["peers"]) if run.seed == 1]
     ours, *theirs, control = grid

@@ -45,7 +45,30 @@ def test_a_script_computes_what_it_computes(monkeypatch, tmp_path, capsys):
     assert "sac_continuous.py, tiny: " in capsys.readouterr().out
     proof = json.loads(record.read_text())
     assert proof["scripts"]["sac_continuous.py"]["same"] is True
-    assert proof["cases"][0]["tensors"] > 40 and proof["cases"][0]["scalars"] > 10
+    # Of the agent 48; replay, random stream and step.
+    assert proof["cases"][0]["tensors"] == 51 and proof["cases"][0]["scalars"] > 10
+
+
+@pytest.mark.parametrize(
+    "key, said", [("losses/alpha", "losses/alpha: up to 1 apart"), ("charts/SPS", "")]
+)
+def test_all_scalars_must_agree_but_the_speed(monkeypatch, tmp_path, key, said):
+    state = dict(agent={"a": torch.ones(2)}, rows=torch.ones(1), random=torch.ones(1), step=1)
+    told = iter([{key: [(1, 2.0)]}, {key: [(1, 3.0)]}])
+    monkeypatch.setattr(same_bits, "train", lambda *_: (state, next(told)))
+    outcome = same_bits.compare(CASES[0], Path("old"), Path("new"), tmp_path)
+    assert outcome.difference == said
+
+
+def test_a_part_of_the_cases_proves_nothing(monkeypatch, tmp_path):
+    cases = [same_bits.Case(name, "sac_continuous.py", "") for name in ("one", "other")]
+    monkeypatch.setattr(same_bits, "CASES", cases)
+    path = tmp_path / "record.json"
+    args = same_bits.Args(str(ROOT), str(ROOT))
+    for made, same in ((cases, True), (cases[:1], False)):
+        outcomes = [same_bits.Outcome(case, 1, 1, "") for case in made]
+        same_bits.record(path, args, ROOT, ROOT, outcomes)
+        assert json.loads(path.read_text())["scripts"]["sac_continuous.py"]["same"] is same
 
 
 @pytest.mark.slow

@@ -82,6 +82,22 @@ def test_scripts_beside_are_found_from_any_folder(tmp_path, monkeypatch):
     assert found == {"LeanRL": [f"{tmp_path}/python", f"{tmp_path}/sac.py", "--compile"]}
 
 
+def test_a_speed_is_that_of_all_trainers_in_their_turn(monkeypatch):
+    sent = []
+    clock = SimpleNamespace(now=0.0)
+    trainers = [SimpleNamespace(count=[made], send=sent.append) for made in (1000, 5000)]
+
+    def sleep(seconds):
+        clock.now += seconds
+        for trainer, steps_per_second in zip(trainers, (30, 70)):
+            trainer.count[0] += int(steps_per_second * seconds)
+
+    watch = SimpleNamespace(sleep=sleep, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(speed, "time", watch)
+    assert speed.steps_per_second(trainers, 2.0) == 100
+    assert sent == [speed.signal.SIGCONT] * 2 + [speed.signal.SIGSTOP] * 2
+
+
 @pytest.mark.parametrize("text", ["python", "=python python", "A=python", "A=python nothing.py"])
 def test_scripts_beside_that_cannot_be_run_are_refused(text, tmp_path, monkeypatch, capsys):
     (tmp_path / "python").touch()
