@@ -53,8 +53,8 @@ def test_the_script_compiles_for_every_promised_python(script):
 @pytest.mark.parametrize("script", FILES, ids=lambda script: script.stem)
 def test_nothing_runs_at_import(script):
     command = [sys.executable, "-c", f"import {script.stem}"]
-    ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert ended.stdout + ended.stderr == ""
+    ended = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    assert ended.stdout == ""  # on stderr libraries may warn
 
 
 @pytest.mark.parametrize("script", FILES, ids=lambda script: script.stem)
