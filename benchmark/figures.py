@@ -122,9 +122,9 @@ def draw_seeds(study: Study, rows: Rows, reference: pd.DataFrame) -> Figure:
     lines = -(-len(begun) // columns)
     figure = Figure(figsize=(5 * columns, 1 + 3.6 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    labels = sorted(reference.label.unique())
-    markers = dict(zip(labels, itertools.cycle("*X^sP")))
-    dashes = dict(zip(labels, itertools.cycle(["--", ":", "-."])))
+    markers = dict(zip(sorted(reference.label.unique()), itertools.cycle("*X^sP")))
+    with_seeds = sorted(reference[reference.seed.notna()].label.unique())
+    dashes = dict(zip(with_seeds, itertools.cycle(["--", ":", "-."])))
     for axes, env_id in zip(panels, begun):
         published = reference[reference.env_id == short(env_id)]
         published = published[published.step <= study.envs[env_id]]

@@ -27,7 +27,7 @@ REACH, CAR = "gymnasium_robotics:FetchReach-v4", "MountainCarContinuous-v0"
 CARTPOLES = {BALANCE: 30_000, SWINGUP: 50_000}  # as far as the figures of [1] go
 # In short runs. Their episodes end there anyway.
 OFTEN = "--eval-frequency 5000 --checkpoint-frequency 10000"
-BOTH = {SWINGUP: 50_000, "Hopper-v4": 100_000}
+SWINGUP_AND_HOPPER = {SWINGUP: 50_000, "Hopper-v4": 100_000}
 SOLVED = 800.0  # of 1000, on swingup
 LANDED = 200.0  # from where Gymnasium counts the landing as solved
 FEWER_LANDERS = "to land: a last evaluation of 200 or more; planned with five seeds, reduced to "
@@ -46,7 +46,7 @@ SHORTER = "on Hopper three seeds of 100,000 steps (planned: five of 300,000), as
 AFTERWARDS = "the rule was written after earlier runs had shown the effect, and before these"
 ALPHAS = {f"alpha {a}": f"--no-autotune --alpha {a}" for a in (0.1, 0.2, 0.35, 1.0)}
 GAMMAS = {f"gamma {gamma}": f"--gamma {gamma}" for gamma in (0.99, 0.8, 0.86, 0.9, 0.95)}
-ADVICE = {
+ADVICE_OF_4 = {
     "PER and CER": "--prioritized-replay --combined-replay",
     "normalized observations": "--normalize-obs",
     "spectral norm": "--spectral-norm",
@@ -204,19 +204,19 @@ STUDIES = {
         note=FEWER_LANDERS,
     ),
     "F16": Study(
-        BOTH,
+        SWINGUP_AND_HOPPER,
         {"no value network": "", "value network": "--value-network"},
         "[3] A separate value network can stabilise learning",
-        each([*BOTH], ["value network"], "above", "no value network"),
+        each([*SWINGUP_AND_HOPPER], ["value network"], "above", "no value network"),
         seeds_in={"Hopper-v4": 3},
         note="an argument in the source, not an experiment; judged by the return at the end; "
         f"{SHORTER}",
     ),
     "F17": Study(
-        BOTH,
-        {"default": ""} | ADVICE,
+        SWINGUP_AND_HOPPER,
+        {"default": ""} | ADVICE_OF_4,
         "[4] Prioritized with combined replay, normalized observations and spectral norm help",
-        each([*BOTH], [*ADVICE], "above", "default"),
+        each([*SWINGUP_AND_HOPPER], [*ADVICE_OF_4], "above", "default"),
         seeds_in={"Hopper-v4": 3},
         note=f"advice in the source, without an experiment on SAC; {SHORTER}",
     ),

@@ -510,14 +510,17 @@ def test_a_study_of_one_variant_shows_each_run_and_each_published_one(here, monk
     text = f"env_id,algorithm,implementation,steps,mean\n{ENV},SAC,CleanRL,1000,7\n"
     (here / "means.csv").write_text(text)
     seeds = published(here / "SBX.csv", [1, 2], last=1000)
-    reference = pd.concat([report.read_reference(here / "means.csv"), seeds])
+    others = published(here / "Tianshou.csv", [3], last=1000)
+    reference = pd.concat([report.read_reference(here / "means.csv"), seeds, others])
     (axes,) = figures.draw_seeds(one, rows, reference).axes
     drawn = [(line.get_label(), line.get_xydata()[-1].tolist()) for line in axes.lines]
     finals = judge.finals(one, rows)[ENV, "default"]
     ours = [(f"this script, seed {seed}", [1000, end]) for seed, end in enumerate(finals, 1)]
     theirs = [("SBX, published", [1000, end]) for end in (1, 2)]
+    theirs += [("Tianshou, published", [1000, 3])]
     # What is published of the last step stands beside ours.
     assert drawn == [*theirs, ("CleanRL, published", [1050, 7]), *ours]
+    assert [line.get_linestyle() for line in axes.lines[:3]] == ["--", "--", ":"]
 
     monkeypatch.setattr(report, "STUDIES", {"x": one})
     monkeypatch.setattr(runs, "STUDIES", {"x": one})
@@ -623,6 +626,11 @@ def test_diagnostics_draw_what_was_recorded_and_nothing_else():
     assert len(styles) == 5  # a seed has the same one everywhere
     assert len({style[1:] for style in styles}) == 5
     assert [panel.get_yscale() for panel in shown[1:]] == ["linear", "linear", "log", "linear"]
+    # From 0.01 to 0.24 there are two powers of ten, and labels between.
+    critics = shown[3]
+    critics.figure.draw_without_rendering()
+    assert any(label.get_text() for label in critics.get_yticklabels(minor=True))
+    assert "1k" in [label.get_text() for label in critics.get_xticklabels()]
     assert list(shown[-1].lines[0].get_ydata()) == pytest.approx(np.arange(5) / 100)
 
 
