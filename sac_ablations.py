@@ -16,12 +16,17 @@ critics make the targets:
     (4)  L_alpha = log(alpha) (entropy - target),  entropy = mean of -log pi(a|s),  target = -dim(A)
     (5)  Q'_c   <- (1 - tau) Q'_c + tau Q_c
 
+alpha, the temperature, is the reward for one nat (unit) of entropy. In (2) a is the replayed
+action, in (3) and (4) a new one, drawn from pi. Why the minimum? A policy seeks out the errors of
+a single critic. Why slow copies? A critic that makes its own targets moves them with each step.
+
 No gradient flows into y, into alpha in (3) or into the entropy in (4). It does flow through the
 action in (3), whose noise is held fixed (reparameterization).
 The paper's (4) has alpha in place of log(alpha).
 
 Read in this order: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
 below the line "Plumbing" may be skipped: Adam, environments, checkpoints, logs, checks, speed.
+docs/walkthrough.md derives the equations, beside the lines that compute them.
 
 Shapes: B batch, N environments, C critics, O observation and A action dimensions, H hidden units.
 """
@@ -73,7 +78,7 @@ class Args:
     env_id: str = "Hopper-v4"  # Gymnasium environment with bounded Box actions (or "module:name")
     seed: int = 1  # seed of weights, noise, sampling and environments
     total_timesteps: int = 1_000_000  # length of the run
-    num_envs: int = 1  # environments stepped together; there is still one update per action
+    num_envs: int = 1  # environments stepped together; one update for each of their actions
 
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
@@ -88,7 +93,7 @@ class Args:
     eval_frequency: int = 10_000  # steps between evaluations of the deterministic policy; 0: none
     eval_episodes: int = 10  # episodes per evaluation, each cut at 10,000 steps
     checkpoint_frequency: int = 50_000  # steps between checkpoints; each restarts the environments
-    log_frequency: int = 1_000  # steps between logs of losses and speed
+    log_frequency: int = 1_000  # steps between logs of metrics and speed
     resume: Path | None = None  # run folder to continue; its flags hold unless given anew
     evaluate: Path | None = None  # run folder (its last checkpoint), or best.pt in one, to evaluate
     capture_video: bool = False  # record the first episode of each evaluation as mp4
@@ -197,7 +202,7 @@ class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
     action: torch.Tensor  # (B, A) in [-1, 1]; make_env() rescales it to the task's own bounds
     reward: torch.Tensor  # (B,)
-    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended; a time limit still bootstraps
+    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended, 0.0 at a time limit
     next_obs: torch.Tensor  # (B, O) the true last observation where an episode ended
 
 
@@ -236,7 +241,7 @@ class ReplayBuffer:
             self.rows[self.count % len(self.rows)] = row
             self.count += 1
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    def sample_index(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Row indices (B,), drawn with replacement, uniformly or by priority.
 
         With PER the weights of their errors are then in `importance_weights`.
@@ -302,7 +307,7 @@ class Actor(nn.Module):
         for width in [obs_dim] + [hidden] * (args.layers - 1):
             layers += [nn.Linear(width, hidden), getattr(nn, args.activation)()]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, 2 * action_dim))
-        for layer in self.layers[::2]:
+        for layer in self.layers[::2]:  # the linear ones
             heads = 1
             if args.heads == "separate" and layer is self.layers[-1]:
                 heads = 2
@@ -323,8 +328,9 @@ class Actor(nn.Module):
             # As in denisyarats/pytorch_sac.
             log_std = low + (high - low) / 2 * (log_std.tanh() + 1)
         else:
-            log_std = log_std.clamp(low, high)
+            log_std = log_std.clamp(low, high)  # so that exp() neither overflows nor reaches 0
         u = mean + log_std.exp() * noise
+        # The log-density of the Gaussian at u, where (u - mean) / std is the noise itself.
         log_prob_u = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # The density of tanh(u) is that of u divided by the slope 1 - tanh(u)^2. This form of the
         # slope's logarithm neither overflows nor loses its gradient where tanh saturates.
@@ -342,15 +348,20 @@ class Critics(nn.Module):
     """C independent Q-networks as one: weights (C, in, out), so a layer is one batched product."""
 
     def __init__(
-        self, obs_dim: int, action_dim: int, hidden: int = 256, count: int = 2, args: Args = Args()
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: int = 256,
+        n_critics: int = 2,
+        args: Args = Args(),
     ):
         super().__init__()
         self.args = args
         self.activation = getattr(nn, args.activation)()
         widths = [obs_dim + action_dim, *[hidden] * args.layers, 1]
         sizes = list(zip(widths, widths[1:]))
-        self.weights = nn.ParameterList([torch.empty(count, *size) for size in sizes])
-        self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
+        self.weights = nn.ParameterList([torch.empty(n_critics, *size) for size in sizes])
+        self.biases = nn.ParameterList([torch.zeros(n_critics, 1, fan_out) for _, fan_out in sizes])
         for weight in self.weights:
             # One critic at a time: xavier_uniform_ would take all three dimensions for those of a
             # convolution, and misjudge the number of inputs.
@@ -362,7 +373,7 @@ class Critics(nn.Module):
         if args.spectral_norm:
             # Singular vectors, found by a power iteration that each use carries on.
             for layer in range(args.layers):
-                self.register_buffer(f"direction{layer}", torch.randn(count, hidden, 1))
+                self.register_buffer(f"direction{layer}", torch.randn(n_critics, hidden, 1))
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Q-values (C, B) of observations (B, O) and actions (B, A)."""
@@ -514,7 +525,7 @@ class SAC(nn.Module):
                 # A soft value may exceed 0 by its entropy: that is clipped too.
                 lowest = -self.args.reward_scale * self.args.action_repeat / (1 - self.gamma)
                 target_q = target_q.clamp(lowest, 0)
-        q = self.critics(batch.obs, batch.action)
+        q = self.critics(batch.obs, batch.action)  # (C, B): each critic has the same target (B,)
         critic_loss = (q - target_q).square().mean()  # (2)
         if self.args.prioritized_replay:
             critic_loss = (weight * (q - target_q).square()).mean()
@@ -603,7 +614,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     if checkpoint is None:
         save_checkpoint(folder, agent, buffer, generator, step)  # it can be resumed from now on
     envs, obs = start_envs(args, step)
-    losses = {}
+    metrics = {}
     while step < args.total_timesteps:
         if args.normalize_obs:
             agent.observe(obs)
@@ -613,13 +624,13 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
                 action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
-        stop_if_diverged(action, losses, agent, step, folder)
+        stop_if_diverged(action, metrics, agent, step, folder)
 
         # Learn, once learning has started: one update per action, or as many as are due. Most
         # implementations step first. This order lets a GPU learn while the environments step.
         next_step = step + steps_per_round(args)
         for update in range(updates_due(args, step), updates_due(args, next_step)):
-            losses |= learn_once(args, agent, buffer, generator, learn, update)
+            metrics |= learn_once(args, agent, buffer, generator, learn, update)
         threads.give_way()  # if other processes want the cores
 
         # Step, and store what happened. Where an episode ended, the environment has reset itself:
@@ -633,11 +644,11 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
         obs = next_obs
         step = next_step
 
-        # Report: finished episodes, losses, evaluations, checkpoints.
+        # Report: finished episodes, metrics, evaluations, checkpoints.
         logger.log(finished_episodes(args, info), step)
         if due(args, args.log_frequency, step) or due(args, args.checkpoint_frequency, step):
-            stop_unless_finite(losses | agent.state_dict(), step, folder)
-            logger.log_losses(losses, step)
+            stop_unless_finite(metrics | agent.state_dict(), step, folder)
+            logger.log_metrics(metrics, step)
         if due(args, args.eval_frequency, step):
             returns, success = evaluate(agent, args, step, video=video_path(args, folder, step))
             logger.log_evaluation(returns, success, step)
@@ -649,7 +660,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             envs.close()
             envs, obs = start_envs(args, step)
             threads.reset()
-            losses = {}  # as after a resume, until the next update
+            metrics = {}  # as after a resume, until the next update
     envs.close()
     logger.close()
     return step
@@ -667,13 +678,13 @@ def learn_once(args, agent, buffer, generator, learn, update: int) -> dict[str, 
         # These draw from PyTorch's global stream: so they draw the same after a resume.
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         torch.manual_seed(seed.item())
-    index = buffer.sample(args.batch_size, generator)
-    losses = learn(index, noise, policy_updates)
+    index = buffer.sample_index(args.batch_size, generator)
+    metrics = learn(index, noise, policy_updates)
     if args.prioritized_replay:
-        buffer.set_priorities(index, losses.pop("td_error"))
+        buffer.set_priorities(index, metrics.pop("td_error"))
     # Those of the policy wait to be logged until it moves again. On a GPU later calls overwrite
     # what this one returned.
-    return {name: loss.clone() for name, loss in losses.items()}
+    return {name: value.clone() for name, value in metrics.items()}
 
 
 def updates_due(args: Args, step: int) -> int:
@@ -940,7 +951,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
             env = record_first_episode(env, video)
     except Exception as error:  # environments raise what they like
         flags = f"--env-id {args.env_id}" + " --capture-video" * bool(video)
-        fail(f"{flags}: {in_one_line(error)}{hint(args, error)}")
+        fail(f"{flags}: {in_one_line(error)}{remedy(args, error)}")
     box = env.action_space
     if not is_bounded_float_box(box):
         wanted = "SAC needs continuous actions (a float Box) with finite bounds"
@@ -1083,7 +1094,7 @@ class ShortVideo(gym.wrappers.RecordVideo):
         return result
 
 
-def hint(args: Args, error: Exception) -> str:
+def remedy(args: Args, error: Exception) -> str:
     """What would mend an error of Gymnasium that does not say so itself."""
     if "dm_control" in args.env_id and re.search("o module named|Namespace", str(error)):
         return " (pip install shimmy dm-control)"
@@ -1368,8 +1379,8 @@ def check_replay(args: Args, checkpoint: dict, agent: SAC):
 
 
 def refuse(args: Args, fault: str):
-    flag = "--resume" if args.resume else "--evaluate"
-    fail(f"{flag} {args.resume or args.evaluate}: {fault}")
+    name = "--resume" if args.resume else "--evaluate"
+    fail(f"{name} {args.resume or args.evaluate}: {fault}")
 
 
 def versions() -> dict[str, str | bool]:
@@ -1408,7 +1419,7 @@ class Logger:
             dynamic_ncols=True,
         )
         self.last_timing = (step, time.perf_counter())
-        self.news = {}  # what the bar shows: the last training return, the last evaluation
+        self.latest_returns = {}  # for the bar: of training and of evaluation, in words
 
     def log(self, scalars: dict[str, float], step: int):
         self.bar.update(min(step, self.args.total_timesteps) - self.bar.n)
@@ -1423,14 +1434,14 @@ class Logger:
             self.wandb_run.log(scalars | {"global_step": step}, step=step)
         for key, name in (("charts/episodic_return", "return"), ("eval/episodic_return", "eval")):
             if key in scalars:
-                self.news[name] = f"{name} {scalars[key]:.1f}"
+                self.latest_returns[name] = f"{name} {scalars[key]:.1f}"
 
-    def log_losses(self, losses: dict[str, torch.Tensor], step: int):
+    def log_metrics(self, metrics: dict[str, torch.Tensor], step: int):
         """Metrics of the last update, and the speed since they were logged before."""
         last_step, last_time = self.last_timing
         self.last_timing = (step, time.perf_counter())
         speed = (step - last_step) / (self.last_timing[1] - last_time)
-        scalars = {name: value.item() for name, value in losses.items()}
+        scalars = {name: value.item() for name, value in metrics.items()}
         self.log(scalars | {"charts/SPS": speed}, step)
         self.show_progress(speed, step)
 
@@ -1442,7 +1453,7 @@ class Logger:
             hours, minutes = divmod(round((total - step) / speed / 60), 60)
             left = f"{hours} h {minutes} min" if hours else f"{minutes} min"
             status = [f"{speed:.0f} steps/s", f"{left} left"]
-        status += self.news.values()
+        status += self.latest_returns.values()
         self.bar.set_postfix_str("  ".join(status))
         if self.bar.disable:
             print(f"step {step:,}/{total:,}", *status, sep="  ", flush=True)
@@ -1684,22 +1695,22 @@ def read_args(args: Args, folder: Path) -> dict:
         refuse(args, "no such run folder (no args.json in it)")
     except (OSError, ValueError, RecursionError) as error:
         refuse(args, f"args.json cannot be read: {error}")
-    hints = typing.get_type_hints(Args)
+    kinds = typing.get_type_hints(Args)
     if not isinstance(saved, dict):
         refuse(args, "args.json holds no flags")
     for key, value in saved.items():
-        if key not in hints:
+        if key not in kinds:
             refuse(args, f"args.json: {key} is no flag of {Path(sys.argv[0]).name}")
-        if not fits(value, hints[key]):
+        if not fits(value, kinds[key]):
             refuse(args, f"args.json: {value!r} is no value of {key}")
-    if missing := ", ".join(sorted(hints.keys() - saved.keys())):
+    if missing := ", ".join(sorted(kinds.keys() - saved.keys())):
         print(f"warning: args.json lacks {missing}: defaults hold", file=sys.stderr)
     return saved
 
 
-def fits(value, hint) -> bool:
+def fits(value, kind) -> bool:
     """Whether a value of args.json is one that the flag may have."""
-    options = typing.get_args(hint) or (hint,)  # types of a union, values of a Literal, or one type
+    options = typing.get_args(kind) or (kind,)  # types of a union, values of a Literal, or one type
     if float in options and type(value) is int:  # JSON may write 1.0 as 1
         return True
     return value in options or type(value) in options
@@ -1832,21 +1843,22 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
     else:
         free, _ = torch.cuda.mem_get_info()
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
-    row = 4 * (2 * obs_dim + action_dim + 2 + args.prioritized_replay + (args.n_step > 1))
+    row_bytes = 4 * (2 * obs_dim + action_dim + 2 + args.prioritized_replay + (args.n_step > 1))
     actions = args.total_timesteps // steps_per_action(args)
-    replay = 0 if args.evaluate else row * min(args.buffer_size, actions * (1 + args.hindsight))
+    rows = 0 if args.evaluate else min(args.buffer_size, actions * (1 + args.hindsight))
+    replay_bytes = rows * row_bytes
     # Some 8 arrays of hidden units live at once for each layer and critic.
     units = args.hidden * args.layers * args.n_critics
-    update = args.batch_size * (row + 4 * 8 * units)
+    update_bytes = args.batch_size * (row_bytes + 4 * 8 * units)
     # Weights, slow copies, gradients and Adam's moments.
     inputs = obs_dim + action_dim + args.hidden * (args.layers - 1)  # of all hidden layers
-    networks = 4 * 5 * (args.n_critics + 1) * args.hidden * inputs
-    limits = {"buffer_size": replay, "batch_size": update, "hidden": networks}
+    network_bytes = 4 * 5 * (args.n_critics + 1) * args.hidden * inputs
+    limits = {"buffer_size": replay_bytes, "batch_size": update_bytes, "hidden": network_bytes}
     for key, needed in limits.items():
         if needed > free:
             fail(f"{flag(key)} takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free: lower it")
     shapes = f"observations ({obs_dim},), actions ({action_dim},)"
-    buffer = "" if args.evaluate else f", replay buffer up to {replay / 1e6:.1f} MB"
+    buffer = "" if args.evaluate else f", replay buffer up to {replay_bytes / 1e6:.1f} MB"
     print(f"{args.env_id} on {device}: {shapes}{buffer}")
 
 
@@ -1885,10 +1897,10 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
             sys.exit(f"error: {name} is not finite at step {step}; {kept}")
 
 
-def stop_if_diverged(action: np.ndarray, losses: dict, agent: SAC, step: int, folder: Path):
+def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, folder: Path):
     """Stop before an environment sees NaN, at which some raise errors of their own."""
     if not np.isfinite(action).all():
-        named = losses | agent.state_dict() | {"an action": torch.from_numpy(action)}
+        named = metrics | agent.state_dict() | {"an action": torch.from_numpy(action)}
         stop_unless_finite(named, step, folder)
 
 
@@ -1981,31 +1993,34 @@ class Threads:
 
     def __init__(self, wanted: int, device: torch.device):
         self.wanted = wanted
-        self.compute = device.type == "cpu"  # else they only wait for the GPU
-        self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
-        self.waits = 0  # measurements in a row that found the cores contended
+        self.on_cpu = device.type == "cpu"  # else they only wait for the GPU
+        # When it was last measured: seconds, CPU seconds, displacements.
+        self.last_measured = (-math.inf, 0.0, 0)
+        self.contended = 0  # measurements in a row that found the cores contended
 
     def reset(self):
-        self.waits = 0
+        self.contended = 0
         torch.set_num_threads(self.wanted)
 
     def give_way(self):
         """Go down to one thread if much of the last seconds was spent in waiting for a core."""
-        if not self.compute or torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
+        if not self.on_cpu or torch.get_num_threads() == 1:
+            return
+        if time.time() < self.last_measured[0] + 2:
             return
         try:
             displacements = psutil.Process().num_ctx_switches().involuntary
         except NotImplementedError:  # not every kernel counts them
             displacements = 0
         now = (time.time(), time.process_time(), displacements)
-        seconds, computed, displaced = np.subtract(now, self.last)
-        self.last = now
+        seconds, cpu_seconds, displaced = np.subtract(now, self.last_measured)
+        self.last_measured = now
         # In a second of computing a run alone was displaced up to 23 times, one beside others 54 to
         # 155 times, however small its share of the cores.
-        waited = computed < 0.75 * self.wanted * seconds and displaced > 30 * computed
+        waited = cpu_seconds < 0.75 * self.wanted * seconds and displaced > 30 * cpu_seconds
         # A compilation or a video starts processes of its own: once is not enough.
-        self.waits = self.waits + 1 if waited else 0
-        if self.waits == 2:
+        self.contended = self.contended + 1 if waited else 0
+        if self.contended == 2:
             tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
             torch.set_num_threads(1)  # a compiled update is compiled once more, for one thread
 

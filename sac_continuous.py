@@ -14,12 +14,17 @@ critics make the targets:
     (4)  L_alpha = log(alpha) (entropy - target),  entropy = mean of -log pi(a|s),  target = -dim(A)
     (5)  Q'_c   <- (1 - tau) Q'_c + tau Q_c
 
+alpha, the temperature, is the reward for one nat (unit) of entropy. In (2) a is the replayed
+action, in (3) and (4) a new one, drawn from pi. Why the minimum? A policy seeks out the errors of
+a single critic. Why slow copies? A critic that makes its own targets moves them with each step.
+
 No gradient flows into y, into alpha in (3) or into the entropy in (4). It does flow through the
 action in (3), whose noise is held fixed (reparameterization).
 The paper's (4) has alpha in place of log(alpha).
 
 Read in this order: Batch, Actor, Critics, the equations in SAC, the loop in train(). Everything
 below the line "Plumbing" may be skipped: Adam, environments, checkpoints, logs, checks, speed.
+docs/walkthrough.md derives the equations, beside the lines that compute them.
 
 Shapes: B batch, N environments, C critics, O observation and A action dimensions, H hidden units.
 """
@@ -71,7 +76,7 @@ class Args:
     env_id: str = "Hopper-v4"  # Gymnasium environment with bounded Box actions (or "module:name")
     seed: int = 1  # seed of weights, noise, sampling and environments
     total_timesteps: int = 1_000_000  # length of the run
-    num_envs: int = 1  # environments stepped together; there is still one update per action
+    num_envs: int = 1  # environments stepped together; one update for each of their actions
 
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
@@ -86,7 +91,7 @@ class Args:
     eval_frequency: int = 10_000  # steps between evaluations of the deterministic policy; 0: none
     eval_episodes: int = 10  # episodes per evaluation, each cut at 10,000 steps
     checkpoint_frequency: int = 50_000  # steps between checkpoints; each restarts the environments
-    log_frequency: int = 1_000  # steps between logs of losses and speed
+    log_frequency: int = 1_000  # steps between logs of metrics and speed
     resume: Path | None = None  # run folder to continue; its flags hold unless given anew
     evaluate: Path | None = None  # run folder (its last checkpoint), or best.pt in one, to evaluate
     capture_video: bool = False  # record the first episode of each evaluation as mp4
@@ -110,7 +115,7 @@ class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
     action: torch.Tensor  # (B, A) in [-1, 1]; make_env() rescales it to the task's own bounds
     reward: torch.Tensor  # (B,)
-    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended; a time limit still bootstraps
+    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended, 0.0 at a time limit
     next_obs: torch.Tensor  # (B, O) the true last observation where an episode ended
 
 
@@ -134,7 +139,7 @@ class ReplayBuffer:
             self.rows[self.count % len(self.rows)] = row
             self.count += 1
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    def sample_index(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Row indices (B,), drawn uniformly with replacement; buffer[index] is the batch."""
         return torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
 
@@ -158,7 +163,7 @@ class Actor(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, 2 * action_dim),
         )
-        for layer in self.layers[::2]:
+        for layer in self.layers[::2]:  # the linear ones
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -169,8 +174,9 @@ class Actor(nn.Module):
         sees the same random numbers. Zero noise gives the deterministic action tanh(mean).
         """
         mean, log_std = self.layers(obs).chunk(2, dim=-1)
-        log_std = log_std.clamp(-20, 2)
+        log_std = log_std.clamp(-20, 2)  # so that exp() neither overflows nor reaches 0
         u = mean + log_std.exp() * noise
+        # The log-density of the Gaussian at u, where (u - mean) / std is the noise itself.
         log_prob_u = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # The density of tanh(u) is that of u divided by the slope 1 - tanh(u)^2. This form of the
         # slope's logarithm neither overflows nor loses its gradient where tanh saturates.
@@ -181,11 +187,11 @@ class Actor(nn.Module):
 class Critics(nn.Module):
     """C independent Q-networks as one: weights (C, in, out), so a layer is one batched product."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: int = 256, count: int = 2):
+    def __init__(self, obs_dim: int, action_dim: int, hidden: int = 256, n_critics: int = 2):
         super().__init__()
         sizes = [(obs_dim + action_dim, hidden), (hidden, hidden), (hidden, 1)]
-        self.weights = nn.ParameterList([torch.empty(count, *size) for size in sizes])
-        self.biases = nn.ParameterList([torch.zeros(count, 1, fan_out) for _, fan_out in sizes])
+        self.weights = nn.ParameterList([torch.empty(n_critics, *size) for size in sizes])
+        self.biases = nn.ParameterList([torch.zeros(n_critics, 1, fan_out) for _, fan_out in sizes])
         for weight in self.weights:
             # One critic at a time: xavier_uniform_ would take all three dimensions for those of a
             # convolution, and misjudge the number of inputs.
@@ -221,7 +227,7 @@ class SAC(nn.Module):
         self.actor = Actor(obs_dim, action_dim)
         self.critics = Critics(obs_dim, action_dim)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.log_alpha = nn.Parameter(torch.zeros(()))  # alpha is 1 at first
         self.actor_optimizer = Adam(self.actor.parameters(), args.policy_lr)
         self.critic_optimizer = Adam(self.critics.parameters(), args.q_lr)
         self.alpha_optimizer = Adam([self.log_alpha], args.policy_lr)
@@ -242,10 +248,10 @@ class SAC(nn.Module):
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
             next_action, next_log_prob = self.actor(batch.next_obs, noise)
-            next_q = self.target_critics(batch.next_obs, next_action).amin(0)
+            next_q = self.target_critics(batch.next_obs, next_action).amin(0)  # (C, B) to (B,)
             next_value = next_q - alpha * next_log_prob
             target_q = batch.reward + self.gamma * (1 - batch.terminated) * next_value  # (1)
-        q = self.critics(batch.obs, batch.action)
+        q = self.critics(batch.obs, batch.action)  # (C, B): each critic has the same target (B,)
         critic_loss = (q - target_q).square().mean()  # (2)
         self.critic_optimizer.minimize(critic_loss)
         return {
@@ -303,23 +309,24 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     if checkpoint is None:
         save_checkpoint(folder, agent, buffer, generator, step)  # it can be resumed from now on
     envs, obs = start_envs(args, step)
-    losses = {}
+    metrics = {}
     while step < args.total_timesteps:
         # Act: uniformly at random at first, then as the policy says.
         if step < args.learning_starts:
             action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
-        stop_if_diverged(action, losses, agent, step, folder)
+        stop_if_diverged(action, metrics, agent, step, folder)
 
-        # Learn: one update per action after --learning-starts (until then the range is empty).
-        # Most implementations step first. This order lets a GPU learn while the environments step.
+        # Learn: one update per action after --learning-starts. An action lasts one step, or
+        # --action-repeat steps in sac_dmc.py. Most implementations step first. This order lets a
+        # GPU learn while the environments step.
         next_step = step + steps_per_round(args)
-        learning_steps = next_step - max(step, args.learning_starts)
+        learning_steps = max(0, next_step - max(step, args.learning_starts))
         for _ in range(learning_steps // steps_per_action(args)):
             noise = normal_noise((2, args.batch_size, agent.action_dim), generator)
-            index = buffer.sample(args.batch_size, generator)
-            losses = learn(index, noise)
+            index = buffer.sample_index(args.batch_size, generator)
+            metrics = learn(index, noise)
         threads.give_way()  # if other processes want the cores
 
         # Step, and store what happened. Where an episode ended, the environment has reset itself:
@@ -333,11 +340,11 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
         obs = next_obs
         step = next_step
 
-        # Report: finished episodes, losses, evaluations, checkpoints.
+        # Report: finished episodes, metrics, evaluations, checkpoints.
         logger.log(finished_episodes(args, info), step)
         if due(args, args.log_frequency, step) or due(args, args.checkpoint_frequency, step):
-            stop_unless_finite(losses | agent.state_dict(), step, folder)
-            logger.log_losses(losses, step)
+            stop_unless_finite(metrics | agent.state_dict(), step, folder)
+            logger.log_metrics(metrics, step)
         if due(args, args.eval_frequency, step):
             returns, success = evaluate(agent, args, step, video=video_path(args, folder, step))
             logger.log_evaluation(returns, success, step)
@@ -478,7 +485,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
             env = record_first_episode(env, video)
     except Exception as error:  # environments raise what they like
         flags = f"--env-id {args.env_id}" + " --capture-video" * bool(video)
-        fail(f"{flags}: {in_one_line(error)}{hint(args, error)}")
+        fail(f"{flags}: {in_one_line(error)}{remedy(args, error)}")
     box = env.action_space
     if not is_bounded_float_box(box):
         wanted = "SAC needs continuous actions (a float Box) with finite bounds"
@@ -560,7 +567,7 @@ class ShortVideo(gym.wrappers.RecordVideo):
         return result
 
 
-def hint(args: Args, error: Exception) -> str:
+def remedy(args: Args, error: Exception) -> str:
     """What would mend an error of Gymnasium that does not say so itself."""
     if "dm_control" in args.env_id and re.search("o module named|Namespace", str(error)):
         return " (pip install shimmy dm-control)"
@@ -833,8 +840,8 @@ def check_replay(args: Args, checkpoint: dict, agent: SAC):
 
 
 def refuse(args: Args, fault: str):
-    flag = "--resume" if args.resume else "--evaluate"
-    fail(f"{flag} {args.resume or args.evaluate}: {fault}")
+    name = "--resume" if args.resume else "--evaluate"
+    fail(f"{name} {args.resume or args.evaluate}: {fault}")
 
 
 def versions() -> dict[str, str | bool]:
@@ -873,7 +880,7 @@ class Logger:
             dynamic_ncols=True,
         )
         self.last_timing = (step, time.perf_counter())
-        self.news = {}  # what the bar shows: the last training return, the last evaluation
+        self.latest_returns = {}  # for the bar: of training and of evaluation, in words
 
     def log(self, scalars: dict[str, float], step: int):
         self.bar.update(min(step, self.args.total_timesteps) - self.bar.n)
@@ -888,14 +895,14 @@ class Logger:
             self.wandb_run.log(scalars | {"global_step": step}, step=step)
         for key, name in (("charts/episodic_return", "return"), ("eval/episodic_return", "eval")):
             if key in scalars:
-                self.news[name] = f"{name} {scalars[key]:.1f}"
+                self.latest_returns[name] = f"{name} {scalars[key]:.1f}"
 
-    def log_losses(self, losses: dict[str, torch.Tensor], step: int):
+    def log_metrics(self, metrics: dict[str, torch.Tensor], step: int):
         """Metrics of the last update, and the speed since they were logged before."""
         last_step, last_time = self.last_timing
         self.last_timing = (step, time.perf_counter())
         speed = (step - last_step) / (self.last_timing[1] - last_time)
-        scalars = {name: value.item() for name, value in losses.items()}
+        scalars = {name: value.item() for name, value in metrics.items()}
         self.log(scalars | {"charts/SPS": speed}, step)
         self.show_progress(speed, step)
 
@@ -907,7 +914,7 @@ class Logger:
             hours, minutes = divmod(round((total - step) / speed / 60), 60)
             left = f"{hours} h {minutes} min" if hours else f"{minutes} min"
             status = [f"{speed:.0f} steps/s", f"{left} left"]
-        status += self.news.values()
+        status += self.latest_returns.values()
         self.bar.set_postfix_str("  ".join(status))
         if self.bar.disable:
             print(f"step {step:,}/{total:,}", *status, sep="  ", flush=True)
@@ -1146,22 +1153,22 @@ def read_args(args: Args, folder: Path) -> dict:
         refuse(args, "no such run folder (no args.json in it)")
     except (OSError, ValueError, RecursionError) as error:
         refuse(args, f"args.json cannot be read: {error}")
-    hints = typing.get_type_hints(Args)
+    kinds = typing.get_type_hints(Args)
     if not isinstance(saved, dict):
         refuse(args, "args.json holds no flags")
     for key, value in saved.items():
-        if key not in hints:
+        if key not in kinds:
             refuse(args, f"args.json: {key} is no flag of {Path(sys.argv[0]).name}")
-        if not fits(value, hints[key]):
+        if not fits(value, kinds[key]):
             refuse(args, f"args.json: {value!r} is no value of {key}")
-    if missing := ", ".join(sorted(hints.keys() - saved.keys())):
+    if missing := ", ".join(sorted(kinds.keys() - saved.keys())):
         print(f"warning: args.json lacks {missing}: defaults hold", file=sys.stderr)
     return saved
 
 
-def fits(value, hint) -> bool:
+def fits(value, kind) -> bool:
     """Whether a value of args.json is one that the flag may have."""
-    options = typing.get_args(hint) or (hint,)  # types of a union, values of a Literal, or one type
+    options = typing.get_args(kind) or (kind,)  # types of a union, values of a Literal, or one type
     if float in options and type(value) is int:  # JSON may write 1.0 as 1
         return True
     return value in options or type(value) in options
@@ -1227,15 +1234,17 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
     else:
         free, _ = torch.cuda.mem_get_info()
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
-    row = 4 * (2 * obs_dim + action_dim + 2)
+    row_bytes = 4 * (2 * obs_dim + action_dim + 2)
     actions = args.total_timesteps // steps_per_action(args)
-    replay = 0 if args.evaluate else row * min(args.buffer_size, actions)
-    update = args.batch_size * (row + 4 * 32 * 256)  # some 32 arrays of hidden units live at once
-    for key, needed in {"buffer_size": replay, "batch_size": update}.items():
+    rows = 0 if args.evaluate else min(args.buffer_size, actions)
+    replay_bytes = rows * row_bytes
+    # Some 32 arrays of hidden units live at once.
+    update_bytes = args.batch_size * (row_bytes + 4 * 32 * 256)
+    for key, needed in {"buffer_size": replay_bytes, "batch_size": update_bytes}.items():
         if needed > free:
             fail(f"{flag(key)} takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free: lower it")
     shapes = f"observations ({obs_dim},), actions ({action_dim},)"
-    buffer = "" if args.evaluate else f", replay buffer up to {replay / 1e6:.1f} MB"
+    buffer = "" if args.evaluate else f", replay buffer up to {replay_bytes / 1e6:.1f} MB"
     print(f"{args.env_id} on {device}: {shapes}{buffer}")
 
 
@@ -1274,10 +1283,10 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
             sys.exit(f"error: {name} is not finite at step {step}; {kept}")
 
 
-def stop_if_diverged(action: np.ndarray, losses: dict, agent: SAC, step: int, folder: Path):
+def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, folder: Path):
     """Stop before an environment sees NaN, at which some raise errors of their own."""
     if not np.isfinite(action).all():
-        named = losses | agent.state_dict() | {"an action": torch.from_numpy(action)}
+        named = metrics | agent.state_dict() | {"an action": torch.from_numpy(action)}
         stop_unless_finite(named, step, folder)
 
 
@@ -1366,31 +1375,34 @@ class Threads:
 
     def __init__(self, wanted: int, device: torch.device):
         self.wanted = wanted
-        self.compute = device.type == "cpu"  # else they only wait for the GPU
-        self.last = (-math.inf, 0.0, 0)  # last measurement: seconds, CPU seconds, displacements
-        self.waits = 0  # measurements in a row that found the cores contended
+        self.on_cpu = device.type == "cpu"  # else they only wait for the GPU
+        # When it was last measured: seconds, CPU seconds, displacements.
+        self.last_measured = (-math.inf, 0.0, 0)
+        self.contended = 0  # measurements in a row that found the cores contended
 
     def reset(self):
-        self.waits = 0
+        self.contended = 0
         torch.set_num_threads(self.wanted)
 
     def give_way(self):
         """Go down to one thread if much of the last seconds was spent in waiting for a core."""
-        if not self.compute or torch.get_num_threads() == 1 or time.time() < self.last[0] + 2:
+        if not self.on_cpu or torch.get_num_threads() == 1:
+            return
+        if time.time() < self.last_measured[0] + 2:
             return
         try:
             displacements = psutil.Process().num_ctx_switches().involuntary
         except NotImplementedError:  # not every kernel counts them
             displacements = 0
         now = (time.time(), time.process_time(), displacements)
-        seconds, computed, displaced = np.subtract(now, self.last)
-        self.last = now
+        seconds, cpu_seconds, displaced = np.subtract(now, self.last_measured)
+        self.last_measured = now
         # In a second of computing a run alone was displaced up to 23 times, one beside others 54 to
         # 155 times, however small its share of the cores.
-        waited = computed < 0.75 * self.wanted * seconds and displaced > 30 * computed
+        waited = cpu_seconds < 0.75 * self.wanted * seconds and displaced > 30 * cpu_seconds
         # A compilation or a video starts processes of its own: once is not enough.
-        self.waits = self.waits + 1 if waited else 0
-        if self.waits == 2:
+        self.contended = self.contended + 1 if waited else 0
+        if self.contended == 2:
             tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
             torch.set_num_threads(1)  # a compiled update is compiled once more, for one thread
 

@@ -51,7 +51,7 @@ def prepared(obs_dim: int, action_dim: int, batch_size: int = 256, critics: int 
     Guards tell apart the several updates of one process, which training does not have.
     """
     original = sac.Critics
-    sac.Critics = partial(original, count=critics)
+    sac.Critics = partial(original, n_critics=critics)
     try:
         agent = sac.SAC(obs_dim, action_dim, sac.Args())
     finally:
@@ -69,7 +69,7 @@ def prepared(obs_dim: int, action_dim: int, batch_size: int = 256, critics: int 
 
     def learn():
         noise = torch.randn((2, batch_size, action_dim), generator=generator)
-        return update(buffer.sample(batch_size, generator), noise)
+        return update(buffer.sample_index(batch_size, generator), noise)
 
     return agent, learn
 

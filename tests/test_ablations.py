@@ -101,9 +101,9 @@ class Spy:
                 super().__init__(*args)
                 spy.buffer = self
 
-            def sample(self, *args):
+            def sample_index(self, *args):
                 spy.priorities = self.rows[: len(self), -1].clone()
-                spy.index = super().sample(*args)
+                spy.index = super().sample_index(*args)
                 return spy.index
 
         patch.setattr(script, "ReplayBuffer", Buffer)

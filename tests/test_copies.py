@@ -24,7 +24,7 @@ MAY_DIFFER = {
         "episode_limit",
         "check_flags",
         # Only in the parent.
-        "hint",
+        "remedy",
         "is_bounded_float_box",
         "PlainResults",
         # Only in the copy.
@@ -39,7 +39,7 @@ MAY_DIFFER = {
         "Critics",
         "SAC",
         "train",
-        "hint",
+        "remedy",
         "FIXED_FLAGS",
         "make_env",
         "steps_per_round",
@@ -151,7 +151,7 @@ def test_the_suites_environments_stand_in_one_section():
     section = re.search(r"\n# Environments -+\n(.*?)\n# [A-Z][\w ]+ -{10,}\n", copy, re.S)[1]
     elsewhere = {"Args", "main", "check_flags", "difflib"}
     defined = {name for node in ast.parse(section).body for name in named(node)}
-    only_in_parent = {"hint", "is_bounded_float_box", "PlainResults"}
+    only_in_parent = {"remedy", "is_bounded_float_box", "PlainResults"}
     assert MAY_DIFFER["sac_dmc"] - elsewhere - only_in_parent <= defined
 
 

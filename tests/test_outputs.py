@@ -236,7 +236,7 @@ def test_speed_is_that_since_the_last_log(sac, tmp_path, monkeypatch, capsys):
     logger = sac.Logger(sac.Args(total_timesteps=1_000_000, learning_starts=1), tmp_path, 1000)
     for step, now in ((1500, 101.0), (1600, 102.0), (2600, 112.0)):
         clock.now = now
-        logger.log_losses({}, step)
+        logger.log_metrics({}, step)
     logger.close()
     expected = [(1500, 500), (1600, 100), (2600, 100)]
     assert tensorboard(tmp_path)["charts/SPS"] == expected

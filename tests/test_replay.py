@@ -152,7 +152,7 @@ def test_rows_are_float32_whatever_comes_in(sac, dtype):
     numbers = np.random.default_rng(0).uniform(0, 99, (2, 6)).astype(dtype)
     obs, action, reward, next_obs = np.split(numbers, [2, 3, 4], axis=1)
     buffer.add(obs, action, reward[:, 0], np.array([True, False]), next_obs)
-    batch = buffer[buffer.sample(6, torch.Generator().manual_seed(0))]
+    batch = buffer[buffer.sample_index(6, torch.Generator().manual_seed(0))]
     assert {column.dtype for column in (buffer.rows, *batch)} == {torch.float32}
     expected = np.hstack([obs, action, reward, [[1], [0]], next_obs]).astype(np.float32)
     np.testing.assert_array_equal(np.column_stack(oldest_first(sac, buffer)), expected)
@@ -170,7 +170,7 @@ class TestSamples:
         for i in range(added):
             columns = [np.full(shape, scale * i) for shape, scale in zip(shapes, scales)]
             buffer.add(*columns)
-        batch = buffer[buffer.sample(400 * len(buffer), torch.Generator().manual_seed(0))]
+        batch = buffer[buffer.sample_index(400 * len(buffer), torch.Generator().manual_seed(0))]
         return SimpleNamespace(batch=batch, shapes=shapes, scales=scales)
 
     def test_keep_together_what_was_stored_together(self, added, drawn):
@@ -193,9 +193,9 @@ def test_samples_follow_their_generator_alone(sac):
     column = np.arange(1000.0)
     buffer.add(column[:, None], column[:, None], column, column, column[:, None])
     generator = torch.Generator().manual_seed(3)
-    first = buffer[buffer.sample(50, generator)].reward
-    second = buffer[buffer.sample(50, generator)].reward
+    first = buffer[buffer.sample_index(50, generator)].reward
+    second = buffer[buffer.sample_index(50, generator)].reward
     torch.manual_seed(7)  # the global generator plays no part
-    again = buffer[buffer.sample(50, torch.Generator().manual_seed(3))].reward
+    again = buffer[buffer.sample_index(50, torch.Generator().manual_seed(3))].reward
     assert not torch.equal(first, second)
     assert torch.equal(first, again)

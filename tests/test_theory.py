@@ -202,7 +202,7 @@ def train_from_replay(change=None, flags="right", updates=1200):
         # A falling learning rate, so that what is left is the method's error and not noise.
         for optimizer, lr in [(agent.actor_optimizer, 1e-3), (agent.critic_optimizer, 2e-3)]:
             optimizer.lr = lr * min(1.0, 2 * (1 - update / updates))
-        batch = buffer[buffer.sample(256, random)]
+        batch = buffer[buffer.sample_index(256, random)]
         agent.update(batch, torch.randn((2, 256, 1), generator=random))
     return agent
 

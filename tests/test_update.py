@@ -5,6 +5,7 @@ networks that follow the definitions. Most of it runs in float64, so that tolera
 """
 
 import math
+import re
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from helpers import same
+from helpers import ROOT, same
 from torch.distributions import Normal
 
 OBS = 3
@@ -265,6 +266,21 @@ def test_log_std_is_held_between_minus_20_and_2(sac, log_std, used):
     assert log_prob[1].item() == pytest.approx(-used - math.log(2 * math.pi) / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("obs_dim, nats", [(11, 0.6), (111, 0.2)])
+def test_a_new_policy_is_as_random_as_the_walkthrough_says(sac, obs_dim, nats):
+    entropies = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        actor = sac.Actor(obs_dim, ACTION)
+        with torch.no_grad():
+            _, log_prob = actor(torch.randn(1000, obs_dim), torch.randn(1000, ACTION))
+        entropies.append(-log_prob.mean().item() / ACTION)
+
+    assert np.mean(entropies) == pytest.approx(nats, abs=0.05)
+    page = (ROOT / "docs" / "walkthrough.md").read_text()
+    assert re.search(rf"{obs_dim} [a-z ]+ it has {nats}\b", page)
+
+
 def test_act_gives_the_actions_of_the_policy_and_zero_noise_the_mode(sac):
     torch.manual_seed(0)
     agent = sac.SAC(OBS, ACTION, sac.Args())
@@ -288,7 +304,7 @@ def test_act_gives_the_actions_of_the_policy_and_zero_noise_the_mode(sac):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_batched_critics_equal_separate_networks_in_values_and_gradients(sac, count):
     torch.manual_seed(0)
-    critics = sac.Critics(OBS, ACTION, hidden=32, count=count).double()
+    critics = sac.Critics(OBS, ACTION, hidden=32, n_critics=count).double()
     for bias in critics.biases:
         nn.init.normal_(bias)
     perceptrons = separate(critics)
@@ -598,12 +614,12 @@ def test_critics_move_in_their_own_step_alone(sac):
 
 def test_shapes(sac):
     actor = sac.Actor(OBS, ACTION)
-    critics = sac.Critics(OBS, ACTION, hidden=8, count=4)
+    critics = sac.Critics(OBS, ACTION, hidden=8, n_critics=4)
     buffer = sac.ReplayBuffer(10, OBS, ACTION)
     ones = np.ones(3)
     buffer.add(np.ones((3, OBS)), np.ones((3, ACTION)), ones, ones > 0, np.ones((3, OBS)))
 
-    batch = buffer[buffer.sample(ROWS, torch.Generator())]
+    batch = buffer[buffer.sample_index(ROWS, torch.Generator())]
     action, log_prob = actor(batch.obs, torch.zeros(ROWS, ACTION))
     q = critics(batch.obs, action)
 

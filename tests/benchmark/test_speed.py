@@ -230,7 +230,7 @@ def test_a_buffer_on_the_host_gives_the_batches_of_the_script(tmp_path, monkeypa
     rewards = np.arange(4)
     buffer.add(*columns, rewards, 0 * rewards, 100 + columns[0])
 
-    rows = buffer.sample(50, torch.Generator())
+    rows = buffer.sample_index(50, torch.Generator())
     batch = buffer[rows]
 
     assert rows.shape == (50, 7) and set(batch.reward.tolist()) == {0, 1, 2, 3}
