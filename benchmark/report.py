@@ -55,7 +55,8 @@ HOW_MEASURED = """\
 - Bands in the figure: 95 % intervals of the mean.
 - Hours in the figure: medians over the runs. Where only the length of a whole run is recorded, its
   hours are spread evenly over its steps.
-- Steps/s: median over the records of a run, then over runs. Other work on the machine lowers it."""
+- Steps/s: median over the records of a run, then over runs. Other work on the machine lowers it and
+  adds to the hours: compare both only where the variants took turns."""
 
 
 @dataclass
@@ -119,7 +120,8 @@ def compare_with_published(study: Study, rows: Rows, env_id: str, reference: pd.
         rule = Rule(env_id, label, "above", other)
         one = judge.judge(rule, ours | {(env_id, other): theirs}, judge.failures(rows))
         if one.verdict != "open":
-            place = {"confirmed": "ahead", "refuted": "behind", "undecided": "level"}[one.verdict]
+            places = {"confirmed": "ahead", "refuted": "behind"}
+            place = places.get(one.verdict, "neither ahead nor behind")
             difference = f"{one.difference:+.1f} {bounds(*one.interval)}"
             welch = f"{bounds(*one.t_interval)} by Welch's t"
             sentences.append(f"{label} against {other}: {place}, {difference}, {welch}.")

@@ -402,7 +402,9 @@ def published(path, ends, last=1000):
 
 
 @pytest.mark.parametrize(
-    "shift, said", [(-50, "ahead, +"), (0, "level"), (50, "behind, -")], ids=lambda x: str(x)[:6]
+    "shift, said",
+    [(-50, "ahead, +"), (0, "neither ahead nor behind, "), (50, "behind, -")],
+    ids=lambda x: str(x)[:6],
 )
 def test_runs_published_seed_by_seed_are_compared_with(here, shift, said):
     rows = synthetic(PLAIN)
