@@ -15,6 +15,9 @@ from benchmark.runs import RESULTS, Run, read, runs_of
 from benchmark.studies import Rule, Study
 
 REPETITIONS = 5_000  # of the bootstrap
+# What finals() takes for each measure of a rule.
+MEASURES = {"return": "return", "return over training": "over training"}
+MEASURES |= {"steps per second": "steps_per_second"}
 NONE_PUBLISHED = pd.DataFrame(columns=["env_id", "seed", "step", "return", "label"])
 
 
@@ -101,11 +104,13 @@ def estimate(function, *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, str], np.ndarray]:
     """Per environment and variant what each finished run ended with, in the order of the seeds.
 
-    Its "best" is the highest return of all its evaluations.
+    Its "best" is the highest return of all its evaluations, that "over training" their mean.
     """
     run = ["env_id", "variant", "seed"]
     if column == "best":
         numbers = rows.returns.groupby(run)["return"].max()
+    elif column == "over training":
+        numbers = rows.returns.groupby(run)["return"].agg(lambda of: of.mean(skipna=False))
     elif column == "return":
         # A run whose last evaluation is NaN has diverged. By default last() would skip the NaN.
         numbers = rows.returns.sort_values("step").groupby(run)["return"].last(skipna=False)

@@ -19,9 +19,9 @@ from typing import Annotated
 
 import tyro
 
-from benchmark.rules import DECIDING
+from benchmark.rules import DECIDING, SOURCES
 from benchmark.runs import RESULTS, check, fail, runs_of
-from benchmark.studies import SOURCES, STUDIES, Rule, Study
+from benchmark.studies import STUDIES, Rule, Study
 
 try:
     import numpy as np
@@ -147,8 +147,7 @@ def describe(rule: Rule) -> str:
 
 def write_verdict(study: Study, rows: Rows, done: str) -> tuple[list[str], str]:
     """The part of the report on the claim, and the verdict."""
-    measures = {"return": "return", "steps per second": "steps_per_second"}
-    scores = {measure: finals(study, rows, column) for measure, column in measures.items()}
+    scores = {name: finals(study, rows, column) for name, column in judge.MEASURES.items()}
     judged = [judge.judge(rule, scores[rule.measure], judge.failures(rows)) for rule in study.rules]
     summary = judge.verdict(judged)
     if (rows.runs.state != "finished").any():
@@ -178,15 +177,20 @@ def how_it_was_made(name: str, study: Study, rows: Rows) -> list[str]:
     made = f"{scripts} of commit {noted('commit')}, {noted('versions')}, on {noted('hardware')}"
     hours = done.hours.sum(min_count=1)  # early rows do not say
     spent = "" if np.isnan(hours) else f"; {hours:.1f} hours of runs"
-    firsts = [run for run in grid if run.seed == 1]
-    others = "".join(f", on {short(env)} 1 to {seeds}" for env, seeds in study.seeds_in.items())
-    commands = [f"python {run.script} {shlex.join(run.flags)} --seed 1" for run in firsts]
+    first = study.first_seed
+    seeds = lambda count: f"{first} to {first + count - 1}"
+    others = "".join(f", on {short(env)} {seeds(n)}" for env, n in study.seeds_in.items())
+    commands = [
+        f"python {run.script} {shlex.join(run.flags)} --seed {first}"
+        for run in grid
+        if run.seed == first
+    ]
     return [
         "## How it was made",
         f"{made}{spent}. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
         "evaluation. To repeat it, with the script as it is there:",
         f"```bash\npython -m benchmark.run {name} --again\npython -m benchmark.report {name}\n```",
-        f"which runs, with seeds 1 to {study.seeds}{others}:",
+        f"which runs, with seeds {seeds(study.seeds)}{others}:",
         "```bash\n" + "\n".join(commands) + "\n```",
     ]
 

@@ -1,13 +1,29 @@
-"""What a study is: a grid of runs, and the rules by which its claim is judged."""
+"""What a study is: a grid of runs, the rules by which its claim is judged, whose claim it is."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 DECIDING = 3  # runs of a variant, without which no rule is judged
 
+# By what their claims begin with.
+SOURCES = {
+    "[1]": "Parham, Starklit and Böbel, Implementation and Hyperparameter Optimization of the "
+    "Soft-Actor-Critic Algorithm, a project at the Technical University of Denmark, "
+    "<https://github.com/davelbit/DTU-RL-Sample-Efficiency>",
+    "[2]": "Soft Actor-Critic: Reimplementation and Experiments, a blog post that compares four "
+    "implementations",
+    "[3]": "Coupal, Deep Reinforcement Learning: Soft Actor-Critic, Université Laval 2020, with a "
+    "value network on LunarLander, <https://github.com/RedLeader962/LectureDirigeDRLimplementation>",
+    "[4]": "Ciobanu, Policy Gradient Methods: Insights and Optimization Strategies, a thesis at "
+    "the West University of Timișoara 2024, SAC and PPO in a game engine, "
+    "<https://github.com/smtmRadu/DeepUnity>",
+}
+
 
 class Rule(NamedTuple):
-    """What must hold in one environment at the end of training: `variant` is ... `other`.
+    """What must hold in one environment: `variant` is ... `other`, at the end of training.
+
+    "Return over training" is the mean of all evaluations instead: how fast it learns.
 
     It is judged by the 95 % bootstrap interval, over seeds, of the difference of means. Above, or
     below: confirmed where that lies above, or below, zero, refuted where it lies on the other side.
@@ -19,7 +35,7 @@ class Rule(NamedTuple):
     variant: str
     relation: Literal["above", "below", "like"]
     other: str | float  # a variant, or a number
-    measure: Literal["return", "steps per second"] = "return"
+    measure: Literal["return", "return over training", "steps per second"] = "return"
 
 
 @dataclass(frozen=True)
@@ -35,12 +51,13 @@ class Study:
     rules: tuple[Rule, ...] = ()
     script: str = "sac_ablations.py"
     seeds: int = 5
+    first_seed: int = 1  # a later one in studies that confirm what the first ones suggested
     flags: str = ""  # of all its runs
     note: str = ""  # where the study differs from its source
     diagnostics: bool = False  # report temperature, entropy, Q, losses, successes too
     only: dict[str, str] = field(default_factory=dict)  # variant: its one environment, if not all
     flags_in: dict[str, str] = field(default_factory=dict)  # environment: flags of its runs
-    seeds_in: dict[str, int] = field(default_factory=dict)  # environment: seeds, if not `seeds`
+    seeds_in: dict[str, int] = field(default_factory=dict)  # environment: how many, if not `seeds`
 
     def mistake(self) -> str | None:
         """What keeps its claim from being judged; the flags are the script's to check."""

@@ -180,10 +180,11 @@ def committed_runs() -> set[tuple[str, str]]:
 def runs_of(name: str, study: Study, threads: int = 1, variants: tuple[str, ...] = ()) -> list[Run]:
     """All runs of a study: all first seeds, then all second ones, so that it may stop anywhere."""
     grid = []
-    for seed in range(1, max([study.seeds, *study.seeds_in.values()]) + 1):
+    first, most = study.first_seed, max([study.seeds, *study.seeds_in.values()])
+    for seed in range(first, first + most):
         for env_id, label in itertools.product(study.envs, study.variants):
             wanted = study.only.get(label, env_id) == env_id and label in (variants or [label])
-            if not wanted or seed > study.seeds_in.get(env_id, study.seeds):
+            if not wanted or seed >= first + study.seeds_in.get(env_id, study.seeds):
                 continue
             words = shlex.split(study.variants[label])
             script = words.pop(0) if words and words[0].endswith(".py") else study.script

@@ -586,10 +586,9 @@ def test_holm_corrects_as_worked_out_by_hand():
 def verdict_by_holm(study: str) -> str:
     """The verdict on a claim by Student's t, corrected for the number of its rules."""
     rows, _ = judge.collect(study, STUDIES[study], ROOT / "no-runs")
-    columns = {"return": "return", "steps per second": "steps_per_second"}
     rules, found = STUDIES[study].rules, []
     for rule in rules:
-        scores = judge.finals(STUDIES[study], rows, columns[rule.measure])
+        scores = judge.finals(STUDIES[study], rows, judge.MEASURES[rule.measure])
         ours, other = scores[rule.env_id, rule.variant], rule.other
         if isinstance(other, str):
             theirs = scores[rule.env_id, other]

@@ -16,8 +16,9 @@ from PIL import Image
 from rliable import library, metrics
 
 from benchmark import figures, judge, markup, report, runs
+from benchmark.rules import SOURCES
 from benchmark.runs import Records, runs_of
-from benchmark.studies import SOURCES, STUDIES, Rule, Study
+from benchmark.studies import STUDIES, Rule, Study
 from tests.benchmark.helpers import ROOT, SMALL
 
 ENV = "Pendulum-v1"
@@ -217,6 +218,22 @@ def test_speeds_can_be_judged_as_returns_are(here, monkeypatch):
     )
 
 
+def test_how_fast_a_variant_learns_can_be_judged(here):
+    """By the mean of all evaluations: at the end both return the same."""
+    rule = Rule(ENV, "equal", "above", "default", "return over training")
+    rows = synthetic(study(rule))
+    early = (rows.returns.variant == "equal") & (rows.returns.step < 1000)
+    rows.returns.loc[early, "return"] += 50
+    scores = judge.finals(study(rule), rows, "over training")
+    mine = rows.returns[(rows.returns.variant == "equal") & (rows.returns.seed == 1)]
+    assert scores[ENV, "equal"][0] == pytest.approx(mine["return"].mean())
+    text, summary = report.write_text("x", study(rule), rows, rows.where(lambda t: t.seed > 99))
+    assert summary == "confirmed"
+    assert "return over training of equal is above that of default" in text
+    rows.returns.loc[mine.index[0], "return"] = np.nan
+    assert np.isnan(judge.finals(study(rule), rows, "over training")[ENV, "equal"][0])
+
+
 def test_missing_and_failed_runs_are_shown(here, monkeypatch):
     rows = lose(
         lose(synthetic(PLAIN), "worse", 8, "stopped at step 400"),
@@ -330,6 +347,16 @@ def test_the_seeds_of_each_environment_are_told(here):
     rows = synthetic(both)
     text, _ = report.write_text("x", both, rows, rows.where(lambda table: table.seed > 99))
     assert "which runs, with seeds 1 to 3, on MountainCarContinuous-v0 1 to 4:" in text
+
+
+def test_a_study_may_begin_with_a_later_seed(here):
+    both = Study({ENV: 1000, "E": 1000}, {"a": ""}, seeds=3, seeds_in={"E": 1}, first_seed=6)
+    seeds = [(run.env_id, run.seed) for run in runs_of("x", both)]
+    assert seeds == [(ENV, 6), ("E", 6), (ENV, 7), (ENV, 8)]
+    rows = synthetic(both)
+    text, _ = report.write_text("x", both, rows, rows.where(lambda table: table.seed > 99))
+    assert "which runs, with seeds 6 to 8, on E 6 to 6:" in text
+    assert text.count(" --seed 6\n") == 2 and "3 of 3" in text
 
 
 def test_results_are_shared_between_studies(here, monkeypatch):

@@ -219,7 +219,7 @@ A_RULE = Rule("E", "a", "above", "b")
         ),
         (
             dict(rules=[A_RULE._replace(measure="speed")]),
-            "measure speed, which is none of return, steps per second",
+            "measure speed, which is none of return, return over training, steps per second",
         ),
         (dict(seeds=0), "a seed at least"),
         (dict(envs={}), "an environment"),
