@@ -614,7 +614,7 @@ def test_metrics_of_an_update_are_not_overwritten_by_the_next_one():
     """A captured graph puts its results in the same place at each call."""
     place = torch.zeros(())
     agent = SimpleNamespace(action_dim=ACTION)
-    buffer = SimpleNamespace(sample=lambda *_: None)
+    buffer = SimpleNamespace(sample_index=lambda *_: None)
 
     def learn(*_):
         return {"losses/actor_loss": place.add_(1)}
@@ -1292,7 +1292,7 @@ def test_combined_replay_adds_the_newest_of_each_environment_to_a_uniform_batch(
     flags = dict(combined_replay=True, prioritized_replay=prioritized, batch_size=16)
     buffer = filled(added, **flags)
     random = torch.Generator().manual_seed(0)
-    batches = [buffer[buffer.sample(16, random)].reward.numpy() for _ in range(300)]
+    batches = [buffer[buffer.sample_index(16, random)].reward.numpy() for _ in range(300)]
     newest = {added - 1, added - 2, added - 3}
     kept = range(max(0, added - 40), added)
     counts = np.array([(np.stack(batches) == number).sum() for number in kept])
@@ -1304,7 +1304,7 @@ def test_combined_replay_adds_the_newest_of_each_environment_to_a_uniform_batch(
 
 def test_combined_replay_with_more_environments_than_rows_in_a_batch():
     buffer = filled(20, chunk=10, combined_replay=True, batch_size=4)
-    batch = buffer[buffer.sample(4, torch.Generator())]
+    batch = buffer[buffer.sample_index(4, torch.Generator())]
     assert set(batch.reward.tolist()) == {16, 17, 18, 19}
 
 
@@ -1342,7 +1342,7 @@ def test_priorities_are_probabilities(added, combined):
     random = torch.Generator()
     counts = np.zeros(len(buffer))
     for _ in range(200):
-        index = buffer.sample(32, random).numpy()  # with replacement, though there are more
+        index = buffer.sample_index(32, random).numpy()  # with replacement, though there are more
         counts += np.bincount(index, minlength=len(buffer))
     by_priority = 32
     if combined:
@@ -1358,7 +1358,7 @@ def test_weights_undo_the_probabilities(added, combined):
     random = torch.Generator()
     beta = 0.5 + 0.5 * added / 300
     for _ in range(200):
-        index = buffer.sample(32, random).numpy()
+        index = buffer.sample_index(32, random).numpy()
         weight = (len(buffer) * probabilities[index]) ** -beta
         np.testing.assert_allclose(
             buffer.importance_weights.numpy(), weight / weight.max(), rtol=1e-5
@@ -1382,7 +1382,7 @@ def test_beta_goes_from_one_half_to_one(added, repeat, copies, beta):
     flags = dict(batch_size=64, total_timesteps=90, action_repeat=repeat, hindsight=copies)
     buffer = filled(added, capacity=100, prioritized_replay=True, **flags)
     priorities(buffer).copy_(torch.linspace(0.1, 3, len(buffer)))
-    index = buffer.sample(64, torch.Generator())
+    index = buffer.sample_index(64, torch.Generator())
     powers = priorities(buffer)[index].double() ** 0.7
     same(buffer.importance_weights.double(), (powers / powers.min()) ** -beta, 1e-5)
 
@@ -1449,7 +1449,7 @@ def test_errors_that_are_no_numbers_leave_priorities_to_draw_by():
     """So that a run that diverges lives to say so."""
     buffer = filled(6, prioritized_replay=True)
     buffer.set_priorities(torch.tensor([1, 4]), torch.tensor([math.nan, math.inf]))
-    assert len(buffer.sample(256, torch.Generator().manual_seed(0))) == 256
+    assert len(buffer.sample_index(256, torch.Generator().manual_seed(0))) == 256
 
 
 def test_the_weighted_loss_by_hand():
