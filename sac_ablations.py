@@ -95,7 +95,7 @@ class Args:
     checkpoint_frequency: int = 50_000  # steps between checkpoints; each restarts the environments
     log_frequency: int = 1_000  # steps between logs of metrics and speed
     resume: Path | None = None  # run folder to continue; its flags hold unless given anew
-    evaluate: Path | None = None  # run folder (its last checkpoint), or best.pt in one, to evaluate
+    evaluate: Path | None = None  # run folder (last checkpoint, else model.pt), or best.pt in one
     capture_video: bool = False  # record the first episode of each evaluation as mp4
     track: bool = False  # log to Weights & Biases as well
     wandb_project_name: str = "one-file-sac"  # Weights & Biases project
@@ -112,7 +112,7 @@ class Args:
 
     # Variants: how many critics
     n_critics: int = 2  # number of critics
-    critics_subset: int = 0  # REDQ: critics drawn anew for each target; the policy follows the mean
+    critics_subset: int = 0  # REDQ: critics drawn per target, 0: all; the policy follows the mean
 
     # Variants: delayed policy updates
     policy_frequency: int = 1  # critic updates per policy update

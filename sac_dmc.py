@@ -101,7 +101,7 @@ class Args:
     checkpoint_frequency: int = 50_000  # steps between checkpoints; each restarts the environments
     log_frequency: int = 1_000  # steps between logs of metrics and speed
     resume: Path | None = None  # run folder to continue; its flags hold unless given anew
-    evaluate: Path | None = None  # run folder (its last checkpoint), or best.pt in one, to evaluate
+    evaluate: Path | None = None  # run folder (last checkpoint, else model.pt), or best.pt in one
     capture_video: bool = False  # record the first episode of each evaluation as mp4
     track: bool = False  # log to Weights & Biases as well
     wandb_project_name: str = "one-file-sac"  # Weights & Biases project

@@ -10,6 +10,7 @@ Results of the old script then count as the new one's: see benchmark/runs.py.
 """
 
 import datetime
+import importlib.util
 import json
 import platform
 import shlex
@@ -76,6 +77,8 @@ KNOBS = {
     "stack and action repeat": f"{PENDULUM} --stack 3 --action-repeat 2",
     "temperature": f"{PENDULUM} --alpha-loss alpha --alpha-lr 1e-3 --target-entropy -0.5",
     "truncation": f"{PENDULUM} --truncation-terminates --random-steps 300",
+    "n-step returns": f"{PENDULUM} --n-step 3 --num-envs 2",
+    "held random actions": f"{PENDULUM} --hold-noise 30",
     "hard targets": f"{PENDULUM} --tau 1 --target-network-frequency 100",
     "networks": f"{PENDULUM} --init orthogonal --activation Tanh --policy-l2 1e-3",
     "bfloat16": f"{PENDULUM} --matmul-precision medium",
@@ -84,6 +87,9 @@ KNOBS = {
     "preset spinningup": f"{PENDULUM} --preset spinningup",
     "preset yarats": f"{PENDULUM} --preset yarats --hidden 64",
 }
+if importlib.util.find_spec("gymnasium_robotics"):  # of requirements-robotics.txt
+    REACH = f"--env-id gymnasium_robotics:FetchReach-v4 {SHORT} --gamma 0.95 --hidden 64"
+    KNOBS["hindsight"] = f"{REACH} --hindsight 4 --clip-targets"
 DRAWS = "--prioritized-replay --normalize-obs --dropout 0.1 --n-critics 3 --critics-subset 2"
 CASES = [
     Case("Hopper", "sac_continuous.py", f"{HOPPER} --compile off"),
