@@ -271,8 +271,8 @@ STUDIES = {
         each([*CARTPOLES], ["tau 0.05"], "above", "tau 0.005", "return over training"),
         first_seed=6,
         flags=OFTEN,
-        note="our own question: F3 suggested it with seeds 1 to 5, so these are other seeds; return "
-        "over training is the mean of all evaluations",
+        note="our own question: F3 suggested it with seeds 1 to 5, so these are other seeds; "
+        "return over training is the mean of all evaluations",
     ),
     "hindsight": Study(
         {REACH: 8_000},
