@@ -163,9 +163,9 @@ class Tuning:
                 what = "search space" if self.hashes[0] in other else script
                 mend = "bring that back, or move the journal away to begin anew"
                 fail(f"{path} is of another {what}: {mend}")
-        # half of the first run is too early to judge by
+        # Half of the first run is too early to judge by. Trials read from a table may lack reports.
         warm_up = next(iter(self.space.envs.values())).steps // 2
-        pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=warm_up)
+        pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=warm_up, n_min_trials=5)
         how = dict(pruner=pruner, direction="maximize", load_if_exists=True)
         self.study = optuna.create_study(storage=storage, study_name=name, **how)
 

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from benchmark import trials, tune
-from benchmark.runs import Records, code_hash
+from benchmark.runs import RESULTS, Records, code_hash
 from benchmark.trials import Env, Space
 from benchmark.tune import SPACES
 from tests.benchmark.helpers import SMALL, same, start_python, weights
@@ -393,6 +393,131 @@ def test_stopping_between_trials_changes_nothing(monkeypatch, tmp_path, fake, tu
     assert [row["--x"] for row in rows(tmp_path)] == [row["--x"] for row in rows(tuned)[:4]]
 
 
+# ---------------------------------------------------------------- begun with a table
+
+
+def copy_results(folder, to, until):
+    """The tables of a search as they were after so many trials, run one at a time."""
+    (to / "results" / "tune-tiny").mkdir(parents=True)
+    for name in ("trials.csv", "reports.csv"):
+        head, *lines = (folder / "results" / "tune-tiny" / name).read_text().splitlines(True)
+        kept = [line for line in lines if int(line.split(",")[0]) < until]
+        (to / "results" / "tune-tiny" / name).write_text("".join([head, *kept]))
+
+
+@pytest.mark.slow
+def test_without_its_journal_a_search_goes_on_from_its_tables(
+    monkeypatch, tmp_path, fake, tuned, capsys
+):
+    copy_results(tuned, tmp_path, until=10)
+    run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "14", "--jobs", "1")
+    results = Path("results", "tune-tiny")
+    for name in ("trials.csv", "reports.csv"):
+        assert (tmp_path / results / name).read_bytes() == (tuned / results / name).read_bytes()
+    said = capsys.readouterr().out
+    assert f"begins with 10 trials in {tmp_path / results}: to begin anew, move it away\n" in said
+    assert re.findall(r"^trial (\d+): ", said, re.M) == ["10", "11", "12", "13"]
+    # The journal has them now.
+    run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "14", "--jobs", "1")
+    assert len(rows(tmp_path)) == 14 and "begins with" not in capsys.readouterr().out
+
+
+def test_trials_of_another_script_or_space_do_not_count(monkeypatch, tmp_path, fake, tuned):
+    for column, value in [("script_hash", "0123456789"), ("space_hash", "0123456789")]:
+        folder = tmp_path / column
+        copy_results(tuned, folder, until=14)
+        table = folder / "results" / "tune-tiny" / "trials.csv"
+        table.write_text(table.read_text().replace(rows(folder)[0][column], value))
+        assert tune.read_trials(fake, table.parent) == []
+    copy_results(tuned, tmp_path, until=14)
+    assert len(tune.read_trials(fake, tmp_path / "results" / "tune-tiny")) == 14
+
+
+@pytest.mark.parametrize("known, pruned", [(4, False), (5, True)])
+def test_what_four_trials_reported_prunes_nothing(known, pruned, tmp_path, fake):
+    (tmp_path / "runs" / "logs").mkdir(parents=True)
+    tuning = trials.Tuning("tiny", fake, tune.Args(trials=20), tmp_path / "runs")
+    tuning.open()
+    for i in range(9):
+        made = dict(params={"--x": 0.5}, distributions=fake.search, value=0.9)
+        reports = {step: 0.9 for step in (4, 6, 8)} if i < known else {8: 0.9}
+        tuning.study.add_trial(optuna.create_trial(**made, intermediate_values=reports))
+    trial = tuning.study.ask()
+    trial.report(0.1, 6)
+    assert trial.should_prune() == pruned
+
+
+@pytest.mark.parametrize("fault", ["no reports", "no column", "no number", "no state"])
+def test_damaged_tables_get_one_line(fault, monkeypatch, tmp_path, fake, tuned, capsys):
+    copy_results(tuned, tmp_path, until=3)
+    results = tmp_path / "results" / "tune-tiny"
+    table = (results / "trials.csv").read_text()
+    if fault == "no reports":
+        (results / "reports.csv").unlink()
+    changes = {
+        "no column": ("--x", "--y"),
+        "no number": (",0.2,", ",a,"),
+        "no state": ("te,", "d,"),
+    }
+    changed = table.replace(*changes.get(fault, ("", "")))
+    assert changed != table or fault == "no reports"
+    (results / "trials.csv").write_text(changed)
+    with pytest.raises(SystemExit) as end:
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "3")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and re.fullmatch("error: .*move it away to begin anew\n", said)
+    assert str(results) in said and not (tmp_path / "starts.txt").exists()
+
+
+def test_tables_keep_what_trials_had(monkeypatch, tmp_path):
+    """Values of every type, each state, and reports whose score was lost."""
+    space = Space(
+        {"Pendulum-v1": Env(400, -1700, 0)},
+        {
+            "--gamma": FloatDistribution(0.8, 0.95),
+            "--layers": IntDistribution(1, 3),
+            "--init": CategoricalDistribution(["xavier", "torch"]),
+            "--autotune": CategoricalDistribution([True, False]),
+        },
+        flags=EVALUATED,
+    )
+    hashes = f"{code_hash(trials.ROOT / space.script)} {trials.digest(str(space))}"
+    study = optuna.create_study(direction="maximize", study_name=f"tiny {hashes}")
+    state, nan = optuna.trial.TrialState, float("nan")
+    outcomes = [
+        (state.COMPLETE, 0.1 + 0.2, {200: 0.1, 400: 0.1 + 0.2}),
+        (state.PRUNED, 1 / 3, {200: 1 / 3}),
+        (state.PRUNED, None, {200: nan}),
+        (state.FAIL, None, {}),
+    ]
+    for i, (state, value, reports) in enumerate(outcomes):
+        params = {"--gamma": 0.8 + i / 70, "--layers": 1 + i % 3}
+        params |= {"--init": ["xavier", "torch"][i % 2], "--autotune": i < 2}
+        scores = {"Pendulum-v1 seed 1": value} if value else {}
+        about = dict(versions="python 3, torch 2", scores=scores)
+        about |= {"note": "a, b"} if i == 1 else {}
+        trial = optuna.create_trial(
+            state=state,
+            value=value,
+            params=params,
+            distributions=space.search,
+            user_attrs=about,
+            intermediate_values=reports,
+        )
+        study.add_trial(trial)
+    monkeypatch.setattr(tune, "draw", lambda study, folder: None)
+    tune.report("tiny", study, space, tmp_path)
+    found = tune.read_trials(space, tmp_path)
+    for trial, before in zip(found, study.trials, strict=True):
+        assert (trial.state, trial.value) == (before.state, before.value)
+        assert (trial.params, trial.last_step) == (before.params, before.last_step)
+        assert repr(trial.intermediate_values) == repr(before.intermediate_values)  # NaN too
+        assert {k: type(v) for k, v in trial.params.items()} == {
+            k: type(v) for k, v in before.params.items()
+        }
+        assert trial.user_attrs == before.user_attrs | dict(script_hash=hashes.split()[0])
+
+
 # ---------------------------------------------------------------- mistakes
 
 
@@ -489,7 +614,20 @@ def test_a_journal_of_something_else_is_never_continued(monkeypatch, tmp_path, f
 # ---------------------------------------------------------------- the built-in spaces
 
 
-@pytest.mark.parametrize("name", [name for name in SPACES])
+@pytest.mark.parametrize("name", SPACES)
+def test_committed_trials_are_those_of_the_space_and_the_script_of_today(name, tmp_path):
+    committed = RESULTS / f"tune-{name}"
+    before = tune.read_trials(SPACES[name], committed)
+    hashes = [code_hash(trials.ROOT / SPACES[name].script), trials.digest(str(SPACES[name]))]
+    study = optuna.create_study(direction="maximize", study_name=" ".join([name, *hashes]))
+    study.add_trials(before)
+    tune.tabulate(study, SPACES[name]).to_csv(tmp_path / "trials.csv", index=False)
+    tune.tabulate_reports(study).to_csv(tmp_path / "reports.csv", index=False)
+    for table in ("trials.csv", "reports.csv"):
+        assert (tmp_path / table).read_bytes() == (committed / table).read_bytes()
+
+
+@pytest.mark.parametrize("name", SPACES)
 def test_the_built_in_spaces_can_be_searched(name, tmp_path):
     space = SPACES[name]
     # Its flags are the script's.
