@@ -35,8 +35,7 @@ try:
     import numpy as np
     import optuna
     import pandas
-    from optuna.distributions import BaseDistribution, CategoricalDistribution
-    from optuna.distributions import FloatDistribution, IntDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import FrozenTrial, TrialState
 
     from benchmark.trials import Env, Space, Tuning, flags_of, say
@@ -111,7 +110,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def value_of(text: str, values: BaseDistribution) -> object:
+def value_of(text: str, values: optuna.distributions.BaseDistribution) -> object:
     """A flag's value from the text that stands for it in a CSV file."""
     if isinstance(values, CategoricalDistribution):
         return {str(choice): choice for choice in values.choices}[text]
