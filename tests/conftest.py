@@ -23,6 +23,8 @@ LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train
 def pytest_configure(config):
     # A shell has what runs in its background ignore Ctrl-C; what tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # To ask in the usual way whether there is a GPU begins its use, and forks cannot go on with it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # Four workers share the cores: a thread that waits for another one must not spin on its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config.addinivalue_line("markers", "only(*scripts): the scripts that this is for")
@@ -31,6 +33,8 @@ def pytest_configure(config):
 
 def is_meant(item) -> bool:
     """Whether the marks of a test, and of its parameters, let it run with its script."""
+    for mark in [*item.iter_markers("only"), *item.iter_markers("without")]:
+        assert mark.args and {*mark.args} <= {*SCRIPTS}, f"{item.nodeid}: {mark.name}{mark.args}"
     script = item.callspec.params.get("sac") if hasattr(item, "callspec") else None
     if script is None:
         return True
@@ -61,8 +65,11 @@ def sac(request):
     """
     if request.param == "sac_dmc":
         os.environ.setdefault("MUJOCO_GL", "egl")  # as the script does, before dm_control looks
-        pytest.importorskip("dm_control.suite")
         pytest.importorskip("shimmy")
+        try:
+            importlib.import_module("dm_control.suite")
+        except (ImportError, AttributeError) as error:  # that of PyOpenGL where there is no EGL
+            pytest.skip(f"dm_control cannot be imported: {error}")
     return importlib.import_module(request.param)
 
 
@@ -77,9 +84,10 @@ def gymnasium_only(sac, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def as_python_starts():
-    """One thread, and no death where nobody reads on: some tests run programs that set this."""
+    """One thread, and signals as Python has them: some tests run programs that set these."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

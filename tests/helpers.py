@@ -218,7 +218,8 @@ def watch(patch: pytest.MonkeyPatch, sac: ModuleType, seen: SimpleNamespace):
             seen.initial = deepcopy(agent.state_dict())
         noted = SimpleNamespace(made=len(journal.made), batch=batch, noise=noise.clone())
         seen.updates.append(noted)
-        return update(agent, batch, noise, *rest)
+        noted.losses = update(agent, batch, noise, *rest)
+        return noted.losses
 
     def spy_evaluate(agent, *args, **kwargs):
         seen.agents.append(deepcopy(agent.state_dict()))

@@ -356,59 +356,21 @@ def test_without_a_compiler_the_update_runs_uncompiled(sac, tmp_path, name, valu
     assert saved_args(only_run(tmp_path))["compile"] == "off"
 
 
-@pytest.fixture
-def no_cache_chosen(monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "x")  # so that it is put back afterwards
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-
-
-class TestCompiledCode:
-    @pytest.mark.usefixtures("no_cache_chosen")
-    def test_is_kept_in_the_users_cache(self, sac, tmp_path, monkeypatch):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        sac.keep_compiled_code()
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "one-file-sac")
-        assert (tmp_path / "cache" / "one-file-sac").is_dir()
-
-    @pytest.mark.usefixtures("no_cache_chosen")
-    def test_is_kept_at_home_where_no_cache_is_named(self, sac, tmp_path, monkeypatch):
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setenv("HOME", str(tmp_path))
-        sac.keep_compiled_code()
-        expected = str(tmp_path / ".cache" / "one-file-sac")
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
-
-    def test_is_kept_where_the_user_wants_it(self, sac, tmp_path, monkeypatch):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
-        sac.keep_compiled_code()
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mine")
-        assert not (tmp_path / "cache").exists()
-
-    @pytest.mark.usefixtures("no_cache_chosen")
-    def test_is_kept_where_pytorch_likes_if_that_cannot_be_written(
-        self, sac, tmp_path, monkeypatch
-    ):
-        (tmp_path / "cache").write_text("a file in the place of the folder")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        sac.keep_compiled_code()
-        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-
-    @once
-    @pytest.mark.slow
-    @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no compiler")
-    def test_is_there_after_a_compilation(self, sac, tmp_path):
-        """The compilation by which a run sees whether there is a compiler: the first of its own."""
-        program = tmp_path / "program.py"
-        choose = "choose_compilation(Args(compile='on'), torch.device('cpu'))"
-        program.write_text(f"import torch\nfrom sac_continuous import *\n{choose}\n")
-        folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
-        folders |= {"PYTHONPATH": str(Path(sac.__file__).parent)}
-        (tmp_path / "tmp").mkdir()
-        code, out, err = run(tmp_path, program, "", TORCHINDUCTOR_CACHE_DIR=None, **folders)
-        assert code == 0 and "no working" not in out, err
-        kept = list((tmp_path / "cache" / "one-file-sac").rglob("*.so"))
-        assert kept
+@once
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no compiler")
+def test_compiled_code_is_there_after_a_compilation(sac, tmp_path):
+    """The compilation by which a run sees whether there is a compiler: the first of its own."""
+    program = tmp_path / "program.py"
+    choose = "choose_compilation(Args(compile='on'), torch.device('cpu'))"
+    program.write_text(f"import torch\nfrom sac_continuous import *\n{choose}\n")
+    folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+    folders |= {"PYTHONPATH": str(Path(sac.__file__).parent)}
+    (tmp_path / "tmp").mkdir()
+    code, out, err = run(tmp_path, program, "", TORCHINDUCTOR_CACHE_DIR=None, **folders)
+    assert code == 0 and "no working" not in out, err
+    kept = list((tmp_path / "cache" / "one-file-sac").rglob("*.so"))
+    assert kept
 
 
 def test_video_of_what_cannot_be_rendered(sac, tmp_path, monkeypatch):
@@ -686,9 +648,9 @@ def test_interrupted_runs_say_how_to_go_on(sac, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_go_on_with_their_own_copy_of_the_script(sac, tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(sac, "__file__", str(finished / f"{sac.__name__}.py"))
-    code, _, err = run_forked(tmp_path, sac, "--resume runs/finished --total-timesteps 80")
+def test_runs_go_on_with_their_own_copy_of_the_script(sac, tmp_path, finished):
+    copied = finished / f"{sac.__name__}.py"
+    code, _, err = run(tmp_path, copied, "--resume runs/finished --total-timesteps 80")
     assert code == 0, err
     assert load(finished / "checkpoint.pt")["step"] == 80
 

@@ -1,6 +1,6 @@
 """Speed changes nothing that is learned: compiled updates, bfloat16 products, threads, GPUs.
 
-And every combination of --compile, --num-envs, --track and --capture-video makes real updates.
+And combinations of --compile, --num-envs, --track and --capture-video make real updates.
 """
 
 import importlib
@@ -25,10 +25,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 
 FLAGS = "--env-id Pendulum-v1 --total-timesteps 60 --learning-starts 40 --batch-size 8 "
-FLAGS += "--log-frequency 20 --eval-frequency 60 --eval-episodes 1 --threads 1"
+FLAGS += "--log-frequency 20 --eval-frequency 60 --eval-episodes 1 --threads 1 --no-cuda"
 SUITE_FLAGS = "--env-id cartpole-swingup --action-repeat 50 --total-timesteps 3000 "
 SUITE_FLAGS += "--learning-starts 2100 --batch-size 8 --log-frequency 1000 "
-SUITE_FLAGS += "--eval-frequency 3000 --eval-episodes 1 --threads 1"
+SUITE_FLAGS += "--eval-frequency 3000 --eval-episodes 1 --threads 1 --no-cuda"
 
 
 @pytest.fixture(autouse=True)
@@ -610,6 +610,16 @@ def test_where_no_cache_can_be_made_pytorch_chooses(sac, home, compiled_function
     assert args.compile == "on"
 
 
+def test_where_the_cache_cannot_be_written_pytorch_chooses(
+    sac, home, monkeypatch, compiled_functions
+):
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
+    sac.choose_compilation(sac.Args(compile="on"), torch.device("cpu"))
+    assert asked == [(home / ".cache" / "one-file-sac", os.W_OK)]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
 def test_without_compilation_nothing_is_kept(sac, home, compiled_functions):
     sac.choose_compilation(sac.Args(compile="off"), torch.device("cpu"))
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
@@ -665,8 +675,29 @@ def test_products_are_true_float32(sac, precision):
     assert error < 1e-3, "products around 64 were rounded to fewer bits than float32 has"
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_a_precision_is_set_as_it_is_asked_for(sac, precision):
+    sac.prepare_machine(sac.Args(matmul_precision=precision, threads=1), torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.parametrize(
+    "device, processor, precision",
+    [
+        ("cpu", dict(architecture="x86_64", amx_tile=False), "medium"),  # which is exact there
+        ("cpu", dict(architecture="x86_64", amx_tile=True), "highest"),
+        ("cpu", dict(architecture="aarch64", amx_tile=False), "highest"),
+        ("cuda", dict(architecture="x86_64", amx_tile=False), "highest"),
+    ],
+)
+def test_auto_never_rounds_to_fewer_bits(sac, device, processor, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    sac.prepare_machine(sac.Args(matmul_precision="auto", threads=1), torch.device(device))
+    assert torch.get_float32_matmul_precision() == precision
+
+
 def test_main_prepares_the_machine(sac, tmp_path, monkeypatch):
-    """What the test above asks for is what a run does, before it makes the agent."""
+    """What the tests above ask for is what a run does, before it makes the agent."""
     prepared = []
 
     class Prepared(Exception):

@@ -184,7 +184,7 @@ def test_a_difference_in_its_place_is_allowed():
     ["update", "compile", "replay", "environments", "evaluation", "outputs", "cli", "resume"],
 )
 def test_a_copy_is_tested_as_its_parent_is(module):
-    """These modules run with each script: they take the fixture `sac`, and mark none out."""
+    """These modules have tests for each script: they take the fixture `sac`, and mark none out."""
     text = (ROOT / "tests" / f"test_{module}.py").read_text()
     assert re.search(r"def test_\w+\(\s*(self, )?sac\b", text)
     assert not re.search(r"pytestmark = .*mark\.(only|without)", text)

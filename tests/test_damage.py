@@ -1072,7 +1072,9 @@ def test_output_that_nobody_reads_on(script, tmp_path, lines):
     ended = run(tmp_path, script.module, script.small, sabotage)
     rest = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
     assert ended.code == 1 and not rest, ended.err
-    for folder in tmp_path.glob("runs/*"):
+    folders = list(tmp_path.glob("runs/*"))
+    assert len(folders) == (lines > 0)
+    for folder in folders:
         load(folder / "checkpoint.pt")
         assert run(tmp_path, script.module, f"--resume runs/{folder.name}").code == 0
         assert_same_end(folder, script.trained / "runs" / "finished")
@@ -1125,6 +1127,7 @@ def test_ctrl_c_before_training_leaves_nothing(script, tmp_path, name):
     assert ended.code in (1, -signal.SIGINT)
     said = [line for line in ended.err.splitlines() if line and not line.startswith("warning: ")]
     assert said in ([], ["stopped. Nothing was trained yet."])
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_a_folder_with_an_agent_is_never_removed(script, tmp_path):
@@ -1235,7 +1238,8 @@ SURROUNDINGS = {  # values that the environment variables of that kind cannot ha
     "machine": dict(OMP_NUM_THREADS="many", MKL_NUM_THREADS="-1", CUDA_VISIBLE_DEVICES="none"),
     "terminal": dict(COLUMNS="wide", LINES="0", TERM="none", SDL_VIDEODRIVER="none"),
     "language": dict(LANG="xx_XX", PYTHONIOENCODING="ascii"),
-    "folders": dict(TMPDIR="/no/such/folder", HOME="/no/such/folder"),
+    # Which not even root can make.
+    "folders": dict(TMPDIR="/dev/null/folder", HOME="/dev/null/folder"),
     "caches": dict(XDG_CACHE_HOME="/dev/null", MPLCONFIGDIR="/dev/null"),
 }
 

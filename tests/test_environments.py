@@ -81,6 +81,24 @@ class TestCheckpoints:
         assert len(journal.instances) == 7 * n_envs + 3 * 2 + 1
         assert set(closed) == {env.instance for env in journal.instances}
 
+    def test_close_the_old_environments_before_they_start_the_new(self, sac, train, n_envs):
+        """As it has to be where only one can exist; without evaluations, as the how-to says."""
+
+        class Lone(Counting):
+            opened = 0
+
+            def __init__(self):
+                super().__init__()
+                Lone.opened += 1
+                assert Lone.opened <= n_envs
+
+            def close(self):
+                Lone.opened -= 1
+
+        train(sac, register("Lone", Lone), 60, num_envs=n_envs, checkpoint_frequency=10)
+        assert len(journal.instances) == 7 * n_envs + 1
+        assert Lone.opened == 0
+
     def test_leave_no_row_that_crosses_the_cut(self, sac, seen):
         expected = made_columns(sac)
         np.testing.assert_array_equal(seen.stored.obs, expected.obs)

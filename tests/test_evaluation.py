@@ -1,6 +1,7 @@
 """Evaluation: whole episodes of environments of its own, deterministic unless asked, no trace."""
 
 import math
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -136,6 +137,23 @@ def test_evaluation_leaves_training_alone(sac, train):
     within = train(sac, "Pendulum-v1", 100, eval_frequency=20, **TRAINING)
     assert not without.evaluations
     assert len(within.evaluations) == 5
+    same(within.stored._asdict(), without.stored._asdict())
+    same(within.final, without.final)
+
+
+@pytest.mark.slow
+@once
+def test_video_and_tracking_leave_training_alone(sac, train, monkeypatch):
+    sent = []
+    wandb_run = SimpleNamespace(log=lambda scalars, step: sent.extend(scalars))
+    monkeypatch.setattr(sac, "start_wandb", lambda *_: wandb_run)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    watched = dict(eval_frequency=100, capture_video=True, track=True)
+    without = train(sac, "Pendulum-v1", 100, **TRAINING)
+    within = train(sac, "Pendulum-v1", 100, **watched, **TRAINING)
+    assert sent.count("losses/alpha") > 0
+    assert sent.count("eval/video") == len(list(within.folder.glob("videos/*.mp4"))) == 1
     same(within.stored._asdict(), without.stored._asdict())
     same(within.final, without.final)
 

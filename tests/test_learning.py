@@ -8,7 +8,7 @@ from helpers import only_run, run_forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.only("sac_continuous")]
 FLAGS = "--env-id Pendulum-v1 --total-timesteps 5000 --learning-starts 1000 --batch-size 64 "
-FLAGS += "--eval-frequency 5000 --threads 1"
+FLAGS += "--eval-frequency 5000 --threads 1 --no-cuda"
 
 
 def test_pendulum_is_swung_up(sac, tmp_path):

@@ -189,6 +189,19 @@ def test_losses_are_logged_from_the_first_update_on(case, scalars, key):
     assert steps(case, scalars, key) == [200, 300, 400, 500, 600]  # the first is in step 101
 
 
+@pytest.mark.usefixtures("gymnasium_only")
+def test_losses_are_those_of_the_last_update_before_the_log(sac, train):
+    """Logged are the first update, each seventh step, each checkpoint and the end."""
+    frequencies = dict(log_frequency=7, checkpoint_frequency=16)
+    seen = train(sac, "Counting-mixed-v0", 40, learning_starts=20, **frequencies)
+    for key in LOSSES:
+        steps, values = seen.records[key]
+        assert list(steps) == [21, 28, 32, 35, 40]
+        # The update of a step comes before the environment makes it.
+        last = [[u for u in seen.updates if u.made < step][-1] for step in steps]
+        np.testing.assert_allclose(values, [u.losses[key].item() for u in last], rtol=1e-6)
+
+
 @pytest.mark.parametrize("key", sorted(CHARTS | EVALUATIONS))
 def test_episodes_and_evaluations_are_logged_when_they_end(case, scalars, key):
     assert steps(case, scalars, key) == [200, 400, 600]
@@ -684,6 +697,7 @@ class TestTracked:
         assert len(uploaded) == len(originals) == 2
         bits = [{path.read_bytes() for path in paths} for paths in (uploaded, originals)]
         assert bits[0] == bits[1]
+        assert sum("eval/video" in row for row in tracked.logged) == 2
 
 
 def test_a_run_that_was_resumed_before_sends_no_step_twice(sac, tmp_path, monkeypatch):

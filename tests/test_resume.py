@@ -18,10 +18,10 @@ from helpers import is_same, load, only_run, run_forked, same, saved_args
 from matplotlib.axes import Axes
 
 FLAGS = "--total-timesteps 200 --learning-starts 80 --batch-size 16 --checkpoint-frequency 40 "
-FLAGS += "--log-frequency 20 --eval-frequency 100 --eval-episodes 2 --threads 1"
+FLAGS += "--log-frequency 20 --eval-frequency 100 --eval-episodes 2 --threads 1 --no-cuda"
 # For what needs no long run: evaluations at 10, 20 and 30.
 SHORT = "--total-timesteps 30 --learning-starts 12 --batch-size 4 --checkpoint-frequency 6 "
-SHORT += "--log-frequency 2 --eval-frequency 10 --eval-episodes 1 --threads 1"
+SHORT += "--log-frequency 2 --eval-frequency 10 --eval-episodes 1 --threads 1 --no-cuda"
 slow = pytest.mark.slow
 once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 
@@ -329,6 +329,15 @@ def test_a_run_may_be_named_by_a_dot(sac, finished, monkeypatch):
     sac.plot_learning_curve(Path("."))
     sac.start_wandb(sac.Args(), Path("."))
     assert names == [folder.name] * 3
+
+
+def test_weights_and_biases_gets_the_project_and_the_team(sac, tmp_path, monkeypatch):
+    asked = {}
+    wandb_run = SimpleNamespace(save=lambda *_, **__: None)
+    wandb = SimpleNamespace(init=lambda **given: asked.update(given) or wandb_run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    sac.start_wandb(sac.Args(wandb_project_name="hoppers", wandb_entity="us"), tmp_path)
+    assert (asked["project"], asked["entity"]) == ("hoppers", "us")
 
 
 def test_a_changed_flag_holds_at_the_next_resume(sac, finished):

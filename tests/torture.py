@@ -200,9 +200,9 @@ def difference(state: dict, expected: dict) -> str:
     """The names of what differs in two checkpoints."""
     names = [name for name in ("step", "count") if state.get(name) != expected.get(name)]
     names += [name for name in ("rows", "random") if not torch.equal(state[name], expected[name])]
-    for name in state["agent"].keys() | expected["agent"].keys():
-        if not torch.equal(state["agent"][name], expected["agent"][name]):
-            names.append(name)
+    one, other = state["agent"], expected["agent"]
+    names += sorted(one.keys() ^ other.keys())
+    names += [name for name in one.keys() & other.keys() if not torch.equal(one[name], other[name])]
     return ", ".join(names)
 
 

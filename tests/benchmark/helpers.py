@@ -10,7 +10,8 @@ import torch
 from benchmark.studies import Study
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = "--hidden 16 --learning-starts 60 --batch-size 8 --checkpoint-frequency 100 --log-frequency 20"
+SMALL = "--hidden 16 --learning-starts 60 --batch-size 8 --checkpoint-frequency 100 "
+SMALL += "--log-frequency 20 --no-cuda"
 TRAINING = f"{SMALL} --eval-frequency 0"
 TWO = {"default": "", "gamma 0.9": "--gamma 0.9"}
 TINY = Study({"Pendulum-v1": 900}, TWO, seeds=1, flags=TRAINING)
@@ -56,4 +57,9 @@ def weights(folder):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n][k], b[n][k]) for n in a for k in a[n])
+    """Whether two folders' runs, one at least, ended with the same weights."""
+    assert a
+    named = {name: weights.keys() for name, weights in a.items()}
+    if named != {name: weights.keys() for name, weights in b.items()}:
+        return False
+    return all(torch.equal(a[name][key], b[name][key]) for name in a for key in a[name])

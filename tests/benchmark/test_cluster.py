@@ -154,11 +154,11 @@ def step_of(log):
 
 
 def wait_for_run(node, runner):
-    """Until the run on this node has learned and is between two checkpoints."""
+    """Until the run on this node has learned, and is past some checkpoints and before its end."""
     while runner.poll() is None:
         for run, log in node.runs().items():
             with suppress(OSError):
-                if 300 <= step_of(log.resolve()) < 400:
+                if 300 <= step_of(log.resolve()) < 800:
                     return run
         time.sleep(0.05)
     raise AssertionError(f"the study was over before it could be disturbed: {runner.stdout.read()}")
@@ -289,7 +289,7 @@ def test_an_address_nobody_answers_gets_one_line(address, tmp_path):
     runner = start(tmp_path, "tiny", "--ray", address)
     said, _ = runner.communicate(timeout=500)
     assert runner.returncode == 2 and said == f"error: no Ray cluster answers at {address}\n"
-    assert time.time() < began + 20  # Ray itself gives up after minutes
+    assert time.time() < began + 60  # Ray itself gives up after minutes
     assert not list(tmp_path.iterdir())
 
 
