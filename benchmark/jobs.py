@@ -16,7 +16,7 @@ from typing import IO
 
 import psutil
 
-from benchmark.runs import RETURN, Records, Run, args_of, fail
+from benchmark.runs import RETURN, ROOT, Records, Run, args_of, code_hash, fail
 
 STEPS_PER_SECOND = 80  # of one thread beside another one, for estimates before anything has run
 
@@ -76,6 +76,9 @@ class Job:
         with mine, open(self.log, "a") as log:
             if self.run.finished(runs):
                 return False
+            # Its key is that of the code as it was.
+            if code_hash.__wrapped__(script := ROOT / self.run.script) != code_hash(script):
+                fail(f"{self.run.script} has changed since this runner started: start it again")
             self.launch(runs, track, mine, log)
         self.tries += 1
         return True

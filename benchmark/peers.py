@@ -1,4 +1,4 @@
-"""Train with Stable-Baselines3 or SBX as the scripts do: the same flags, evaluations and records.
+"""Train with Stable-Baselines3 or SBX as the scripts do: their main flags, evaluations, records.
 
     python benchmark/peers.py --library stable-baselines3 --env-id Hopper-v4
     python benchmark/peers.py --library sbx --env-id Hopper-v4 --total-timesteps 100000

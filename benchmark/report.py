@@ -42,12 +42,14 @@ HOW_JUDGED = (
     "The claim is confirmed if all rules are, refuted if one is. The interval is the "
     "bootstrap's, which is too narrow for few runs. Student's t (Welch's where two variants are "
     "compared) has a wider interval, and shows how much of the verdict depends on that. No "
-    "correction is made for testing several rules."
+    "correction is made for testing several rules. Unless the note says otherwise, rules were "
+    "written before the study's own runs; those it shares with earlier studies may be older."
 )
 HOW_MEASURED = """\
 - Return: mean of the last evaluation, by the deterministic policy.
 - IQM: mean of the runs without the lowest and the highest quarter (rounded down).
-- Better than: probability that a run returns more than a run of that variant.
+- Better than: probability that a run returns more than a run of that variant. At 0 or 1 its
+  interval has no width, which with few runs is no certainty.
 - Best evaluation: the highest evaluation of each run, averaged over the runs.
 - Intervals: 95 % bootstrap over runs (rliable, stratified, {repetitions:,} repetitions). They are
   too narrow. For normal returns of 3, 5 or 10 runs they contain the true mean in 75, 83 or 90 % of
@@ -159,7 +161,7 @@ def write_verdict(study: Study, rows: Rows, done: str) -> tuple[list[str], str]:
             by_t = f"{bounds(*one.t_interval)} {one.t_verdict}"
             cells = [f"{one.difference:.1f} {bounds(*one.interval)}", one.verdict, by_t]
         lines.append([describe(one.rule), *cells])
-    head = ["rule, fixed before these runs", "difference of means, 95 % interval", "verdict"]
+    head = ["rule", "difference of means, 95 % interval", "verdict"]
     table = tabulate([*head, "by Student's t"], lines)
     text = [f"**Verdict: {summary}.** {done}", study.note, *sources_of(study), table]
     return [*text, HOW_JUDGED.format(deciding=DECIDING)], summary
@@ -169,7 +171,7 @@ def sources_of(study: Study) -> list[str]:
     return [f"{mark}: {text}" for mark, text in SOURCES.items() if mark in study.claim + study.note]
 
 
-def how_it_was_made(name: str, study: Study, rows: Rows) -> list[str]:
+def how_it_was_made(name: str, study: Study, rows: Rows, published: bool) -> list[str]:
     done = rows.runs[rows.runs.state == "finished"]
     noted = lambda column: "; ".join(sorted(done[column].dropna().astype(str).unique()))
     grid = runs_of(name, study)
@@ -185,11 +187,13 @@ def how_it_was_made(name: str, study: Study, rows: Rows) -> list[str]:
         for run in grid
         if run.seed == first
     ]
+    beside = " --reference NUMBERS.csv  # the published numbers, files of your own" * published
     return [
         "## How it was made",
         f"{made}{spent}. [`runs.csv`](runs.csv) has each run, [`returns.csv`](returns.csv) each "
         "evaluation. To repeat it, with the script as it is there:",
-        f"```bash\npython -m benchmark.run {name} --again\npython -m benchmark.report {name}\n```",
+        f"```bash\npython -m benchmark.run {name} --again\n"
+        f"python -m benchmark.report {name}{beside}\n```",
         f"which runs, with seeds {seeds(study.seeds)}{others}:",
         "```bash\n" + "\n".join(commands) + "\n```",
     ]
@@ -229,7 +233,7 @@ def write_text(
     if len(older.returns):
         parts += ["## Made by another version of the script, or with other settings"]
         parts += ["No part of what stands above.", tabulate_older(older)]
-    parts += how_it_was_made(name, study, rows)
+    parts += how_it_was_made(name, study, rows, bool(of_study(study, reference).any()))
     return "\n\n".join(part for part in parts if part) + "\n", summary
 
 
@@ -237,16 +241,25 @@ def write_text(
 
 
 def read_reference(path: Path) -> pd.DataFrame:
-    """Published numbers, as in NONE_PUBLISHED; means of many runs have no seed."""
+    """Published numbers, as in NONE_PUBLISHED, by short names of environments.
+
+    Means of many runs have no seed.
+    """
     try:
         table = pd.read_csv(path).assign(label=f"{path.stem}, published")
         if "mean" in table:
             table = table.rename(columns={"steps": "step", "mean": "return"})
             table["label"] = table.implementation + ", published"
             table = table[table.algorithm == "SAC"].assign(seed=np.nan)
+        table["env_id"] = table.env_id.map(short)
         return table[[*NONE_PUBLISHED]].astype({"step": float, "return": float})
     except (OSError, ValueError, KeyError, AttributeError) as error:
         fail(f"--reference {path}: {error}")
+
+
+def of_study(study: Study, reference: pd.DataFrame) -> pd.Series:
+    """Which published numbers are of a study's environments."""
+    return reference.env_id.isin([*map(short, study.envs)])
 
 
 def report(name: str, study: Study, current: Rows, older: Rows, reference: pd.DataFrame) -> str:
@@ -260,7 +273,8 @@ def report(name: str, study: Study, current: Rows, older: Rows, reference: pd.Da
             figures.draw_seeds(study, current, reference).savefig(making / "seeds.png", dpi=110)
         if study.diagnostics:
             figures.draw_diagnostics(study, current).savefig(making / "diagnostics.png", dpi=110)
-            rows.diagnostics.to_csv(making / "diagnostics.csv", index=False)
+            if len(rows.diagnostics):
+                rows.diagnostics.to_csv(making / "diagnostics.csv", index=False)
         rows.runs.to_csv(making / "runs.csv", index=False)
         # Early rows have no hours: no empty column for them.
         returns = rows.returns.dropna(axis="columns", how="all")
@@ -290,7 +304,11 @@ def explain_nothing(name: str, study: Study, older: Rows):
 def main():
     args = tyro.cli(Args, description=__doc__)
     check(args.studies)
-    reference = pd.concat([*map(read_reference, args.reference)] or [NONE_PUBLISHED])
+    tables = {path: read_reference(path) for path in args.reference}
+    for path, table in tables.items():
+        if not any(of_study(STUDIES[name], table).any() for name in args.studies):
+            fail(f"--reference {path} names no environment of {', '.join(args.studies)}")
+    reference = pd.concat([*tables.values()] or [NONE_PUBLISHED])
     if args.wandb:
         from benchmark import wandb_report  # which takes seconds
 

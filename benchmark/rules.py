@@ -73,6 +73,9 @@ class Study:
         ]:
             if name not in known:
                 return f"names {name}, which is none of {', '.join(known)}"
+        for env_id in self.envs:
+            if all(self.only.get(label, env_id) != env_id for label in self.variants):
+                return f"has no variant that runs in {env_id}"
         return next(filter(None, map(self.mistake_of, self.rules)), None)
 
     def mistake_of(self, rule: Rule) -> str | None:

@@ -214,6 +214,9 @@ def check(names: tuple[str, ...]):
     for name in names:
         if mistake := STUDIES[name].mistake():
             fail(f"study {name} {mistake}")
+        for script in {run.script for run in runs_of(name, STUDIES[name])}:
+            if not (ROOT / script).is_file():
+                fail(f"study {name} names {script}, and there is no such script here")
         labels = {}
         for run in runs_of(name, STUDIES[name]):
             other = labels.setdefault((run.key, run.seed), run.variant)
@@ -266,7 +269,7 @@ def read(run: Run, runs: Path) -> Recorded:
     threads = json.loads((folder / "args.json").read_text())["threads"]
     flags = re.sub(r"--threads \d+", f"--threads {threads}", shlex.join(run.flags))
     about = dict(
-        state=state or f"stopped at step {steps[-1]}",
+        state=state or f"not finished, at step {steps[-1]}",
         steps_per_second=round(statistics.median(speeds), 1),
         hours=round(sum(lasted), 6),
         commit=commit_of(folder / Path(run.script).name),

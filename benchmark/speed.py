@@ -130,10 +130,13 @@ class Trainer:
     def wait_for(self, steps: int) -> float:
         """Seconds from the start until so many environment steps were made."""
         while self.count[0] < steps:
-            if self.process.poll() is not None:
-                sys.exit(f"error: {self.process.args[2:5]} ended: {self.log.read_text()[-2000:]}")
+            self.fail_if_ended()
             time.sleep(0.02)
         return time.time() - self.began
+
+    def fail_if_ended(self):
+        if self.process.poll() is not None:
+            sys.exit(f"error: {self.process.args[2:5]} ended: {self.log.read_text()[-2000:]}")
 
     def send(self, what: signal.Signals):
         with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
@@ -157,6 +160,7 @@ def steps_per_second(trainers: list[Trainer], seconds: float) -> float:
     time.sleep(seconds)
     result = (made() - before) / (time.perf_counter() - began)
     for trainer in trainers:
+        trainer.fail_if_ended()
         trainer.send(signal.SIGSTOP)
     return result
 
@@ -287,8 +291,16 @@ def draw(rows: pd.DataFrame):
     figure.savefig(RESULTS / "speed.png", dpi=120)
 
 
+def check_turns(rounds: int, seconds: float):
+    if rounds < 1:
+        fail(f"--rounds {rounds}: must be at least 1")
+    if seconds <= 0:
+        fail(f"--seconds {seconds}: must be above 0")
+
+
 def main():
     args = tyro.cli(Args, description=__doc__)
+    check_turns(args.rounds, args.seconds)
     scripts_beside(args)  # ends the program where they cannot be run
     parts = {"whole": whole, "floor": floor, "update": update, "start": start, "memory": memory}
     RESULTS.mkdir(exist_ok=True)

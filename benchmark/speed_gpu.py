@@ -23,7 +23,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark.runs import RESULTS, ROOT, fail  # noqa: E402
-from benchmark.speed import SCRIPT, Trainer, pd, spread, steps_per_second, tabulate  # noqa: E402
+from benchmark.speed import (  # noqa: E402
+    SCRIPT,
+    Trainer,
+    check_turns,
+    pd,
+    spread,
+    steps_per_second,
+    tabulate,
+)
 
 WARM = 400  # environment steps before the first turn
 GRAPHS, EAGER = "GPU, CUDA graphs", "GPU, eager"
@@ -114,6 +122,7 @@ def report(rows: pd.DataFrame, about: str) -> str:
 
 def main():
     args = tyro.cli(Args, description=__doc__)
+    check_turns(args.rounds, args.seconds)
     if not torch.cuda.is_available():
         fail("PyTorch sees no GPU, so there is nothing to measure")
     if len(os.sched_getaffinity(0)) < 8:

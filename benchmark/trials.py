@@ -9,12 +9,13 @@ import platform
 import shlex
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import optuna
@@ -22,12 +23,14 @@ import tyro
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from benchmark import tables
 from benchmark.jobs import Job, lock
-from benchmark.runs import RETURN, ROOT, Run, args_of, code_hash, digest, fail
+from benchmark.runs import RETURN, ROOT, Run, args_of, code_hash, digest, fail, same_as
 
 POLL, OVERVIEW = 0.5, 60.0  # seconds between looks at the runs, and between overviews
+MOST_FAILURES = 3  # in a row: then it is no setting that fails, but the machine
 say = functools.partial(print, flush=True)
 
 
@@ -103,13 +106,15 @@ class Tuning:
     name: str
     space: Space
     args: object  # of benchmark.tune: trials, jobs, threads, seed
-    runs: Path  # the folder
+    runs: Path  # the folder of runs
+    results: Path  # that of the tables
 
     def __post_init__(self):
         space = self.space
         if not (ROOT / space.script).is_file() or not space.envs or space.seeds < 1:
             needs = f"a script that exists ({space.script}), an environment and a seed at least"
             fail(f"space {self.name}: needs {needs}")
+        self.failed_in_a_row = 0
         self.flags = shlex.split(space.flags)
         self.grid = [(env_id, seed) for seed in range(1, space.seeds + 1) for env_id in space.envs]
         self.steps = sum(space.envs[env_id].steps for env_id, _ in self.grid)
@@ -149,39 +154,54 @@ class Tuning:
         return lock(self.runs / "logs" / f"{name}.lock", wait)
 
     def open(self):
-        """Take the study from the journal, or begin it; its name says of what it is."""
+        """Take the study from the journal, or begin it; and from the tables what it lacks.
+
+        Its name says of what it is: hashes of the script, or of one proven equal, and the space.
+        """
         path = self.runs / f"tune-{self.name}.journal"  # absolute: Optuna links its lock to it
-        self.hashes = [code_hash(ROOT / self.space.script), digest(str(self.space))]
-        name = " ".join([self.name, *self.hashes])
+        self.code, space = code_hash(ROOT / self.space.script), digest(str(self.space))
+        known = {f"{self.name} {code} {space}" for code in same_as(self.code)}
+        name = f"{self.name} {self.code} {space}"
         try:
             storage = JournalStorage(JournalFileBackend(str(path)))
         except (ValueError, KeyError) as error:
-            fail(f"{path} is damaged ({error}): move it away to begin anew")
+            fail(f"{path} is damaged ({error}): move it away; {self.results} has what was finished")
         for other in optuna.get_all_study_names(storage):
-            if other != name:
-                script = f"version of {self.space.script}"
-                what = "search space" if self.hashes[0] in other else script
-                mend = "bring that back, or move the journal away to begin anew"
+            if other not in known:
+                of_space = {*other.split()} & same_as(self.code)
+                what = "search space" if of_space else f"version of {self.space.script}"
+                mend = f"bring that back, or move it and {self.results} away to begin anew"
                 fail(f"{path} is of another {what}: {mend}")
+            name = other
         # Half of the first run is too early to judge by. Trials read from a table may lack reports.
         warm_up = next(iter(self.space.envs.values())).steps // 2
         pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=warm_up, n_min_trials=5)
         how = dict(pruner=pruner, direction="maximize", load_if_exists=True)
         self.study = optuna.create_study(storage=storage, study_name=name, **how)
+        self.take_over()
+
+    def take_over(self):
+        """Take from the tables the trials that the journal lacks."""
+        here, taken = [trial.params for trial in self.study.trials], 0
+        for trial in tables.read(self.space, self.results):
+            if trial.params in here:
+                here.remove(trial.params)
+            else:
+                self.study.add_trial(trial)
+                taken += 1
+        if taken:
+            say(f"{taken} trials are taken from {self.results}")
 
     def claim(self):
         """A trial and its lock: one that was left, or a new one; None if no more are wanted."""
         study, search = self.study, self.space.search
         with self.lock(wait=True):
-            left, wanted = None, self.args.trials
-            for trial in study.trials:
-                mine = trial.state == TrialState.RUNNING and self.lock(trial.number)
-                # It may have been finished just now.
-                if mine and study.trials[trial.number].state == TrialState.RUNNING:
-                    left = left or (trial, mine)
-                elif trial.state != TrialState.WAITING:
-                    wanted -= 1
-            if wanted < 1:
+            left = self.abandoned()
+            taken = sum(trial.state != TrialState.WAITING for trial in study.trials) - len(left)
+            enough = taken >= self.args.trials
+            for _, unused in left if enough else left[1:]:
+                unused.close()
+            if enough:
                 return None
             if not study.trials and (own := self.own()):
                 study.enqueue_trial(own, user_attrs={"note": "the script's own settings"})
@@ -190,13 +210,26 @@ class Tuning:
             how = dict(multivariate=True, constant_liar=True)
             how |= dict(seed=int(entropy.generate_state(1)[0]))
             study.sampler = optuna.samplers.TPESampler(**how)
-            trial = optuna.Trial(study, left[0]._trial_id) if left else study.ask()
+            trial = optuna.Trial(study, left[0][0]._trial_id) if left else study.ask()
             for flag, values in search.items():
                 trial._suggest(flag, values)  # what a trial has already, stays
             packages = [f"{name} {version(name)}" for name in ("torch", "gymnasium", "optuna")]
             versions = [f"python {platform.python_version()}", *packages]
             trial.set_user_attr("versions", ", ".join(versions))
-            return trial, left[1] if left else self.lock(trial.number)
+            trial.set_user_attr("script_hash", self.code)
+            return trial, left[0][1] if left else self.lock(trial.number)
+
+    def abandoned(self) -> list[tuple[FrozenTrial, IO]]:
+        """The trials of processes that are gone, with their locks."""
+        found = []
+        for trial in self.study.trials:
+            if trial.state == TrialState.RUNNING and (mine := self.lock(trial.number)):
+                # It may have been finished just now.
+                if self.study.trials[trial.number].state == TrialState.RUNNING:
+                    found.append((trial, mine))
+                else:
+                    mine.close()
+        return found
 
     def carry_out(self, trial: optuna.Trial) -> Iterator[str]:
         """Work on a trial, one piece at each next(): yields where it is, returns its score.
@@ -233,8 +266,10 @@ class Tuning:
         return sum(scores.values()) / len(self.grid)
 
     def tell(self, trial: optuna.Trial, failure: object = "", **outcome):
-        """End a trial, and say so in one line."""
+        """End a trial, tabulate it, and say so in one line."""
         trial = self.study.tell(trial, **outcome)
+        with self.lock(wait=True):
+            tables.write(self.study, self.space, self.results)
         complete = [t.value for t in self.study.trials if t.state == TrialState.COMPLETE]
         best = max(complete, default=0)
         said = {
@@ -256,6 +291,9 @@ class Tuning:
             self.tell(trial, state=TrialState.PRUNED)
         except RunFailed as failure:
             self.tell(trial, failure, state=TrialState.FAIL)
+            self.failed_in_a_row += 1
+            return
+        self.failed_in_a_row = 0
 
     def work(self):
         """Trials, some at a time, until as many as wanted are finished or with other processes."""
@@ -274,6 +312,9 @@ class Tuning:
                         continue
                     working.remove(item)
                     mine.close()
+                    if self.failed_in_a_row == MOST_FAILURES:
+                        logs = f"see {self.runs / 'logs'}; when that is mended, the same command"
+                        sys.exit(f"error: {MOST_FAILURES} trials in a row failed, {logs} continues")
                 if time.time() > told + OVERVIEW:
                     done = sum(trial.state.is_finished() for trial in self.study.trials)
                     head = f"{done} of {self.args.trials} trials finished; at work:"

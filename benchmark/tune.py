@@ -4,23 +4,23 @@
     python -m benchmark.tune cartpole --trials 50   # until 50 trials are finished; then the results
 
 A trial is one setting, tried by a run per environment and seed. Its score is the mean over these
-runs of their evaluations, scaled so that the environment's `low` is 0, which what is less counts
-too, and its `high` is 1. A trial that lies below the median of the others at the same step of the
-same run is pruned. All trials are kept in runs/tune-SPACE.journal, which processes started side by
-side in one folder share. Stopped in any way, the same command continues: the trials that were at
-work too, their runs from their checkpoints. Where there is no journal yet, it begins with the
-trials in benchmark/results/tune-SPACE that are of the same script and space. A space of your own
-is one more entry in SPACES.
+runs of their evaluations, scaled: the environment's `low` is 0, its `high` is 1, and less than
+`low` counts as 0. A trial whose best score so far is below the median that the complete ones had at
+that step is pruned: once five are complete, and not in the first half of its first run.
+
+All trials are kept in runs/tune-SPACE.journal, which processes started side by side in one folder
+share. Stopped in any way, the same command continues: the trials that were at work too, their runs
+from their checkpoints. Finished trials stand in the tables of benchmark/results/tune-SPACE as well;
+those that the journal lacks, on another machine for instance, are taken from there.
+
+A space of your own is one more entry in SPACES.
 """
 
-import csv
-import itertools
-import math
 import shlex
 import signal
 import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,16 +28,16 @@ from typing import Annotated
 import tyro
 
 from benchmark.jobs import STEPS_PER_SECOND, continuable, cores
-from benchmark.runs import RESULTS, ROOT, code_hash, digest, fail, same_as
+from benchmark.runs import RESULTS, fail
 from benchmark.studies import BALANCE, CARTPOLES, OFTEN, SWINGUP
 
 try:
     import numpy as np
     import optuna
-    import pandas
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-    from optuna.trial import FrozenTrial, TrialState
+    from optuna.trial import TrialState
 
+    from benchmark import tables
     from benchmark.trials import Env, Space, Tuning, flags_of, say
 except ImportError as error:
     fail(f"{error}: pip install -r benchmark/requirements.txt")
@@ -80,84 +80,10 @@ class Args:
 # ---------------------------------------------------------------- results
 
 
-def tabulate(study: optuna.Study, space: Space) -> pandas.DataFrame:
-    """A row per finished trial."""
-    runs = itertools.product(range(1, space.seeds + 1), space.envs)
-    scores = dict.fromkeys([f"{env_id} seed {seed}" for seed, env_id in runs], math.nan)
-    hashes = dict(zip(["script_hash", "space_hash"], study.study_name.split()[-2:]))
-    rows = []
-    for t in study.trials:
-        if not t.state.is_finished():
-            continue
-        score = t.value if t.state == TrialState.COMPLETE else math.nan  # a pruned trial lacks runs
-        row = dict(trial=t.number, state=t.state.name.lower(), score=score, steps=t.last_step or 0)
-        row |= t.params | scores | t.user_attrs.get("scores", {})
-        row |= dict(note=t.user_attrs.get("note", ""), versions=t.user_attrs["versions"])
-        row |= dict(script=space.script) | hashes
-        rows.append(row | dict(script_hash=t.user_attrs.get("script_hash", row["script_hash"])))
-    return pandas.DataFrame(rows)
-
-
-def tabulate_reports(study: optuna.Study) -> pandas.DataFrame:
-    """A row per report of a finished trial: its score so far, by which others are pruned."""
-    finished = [t for t in study.trials if t.state.is_finished()]
-    reports = [(t.number, *report) for t in finished for report in t.intermediate_values.items()]
-    return pandas.DataFrame(reports, columns=["trial", "step", "score"])
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def value_of(text: str, values: optuna.distributions.BaseDistribution) -> object:
-    """A flag's value from the text that stands for it in a CSV file."""
-    if isinstance(values, CategoricalDistribution):
-        return {str(choice): choice for choice in values.choices}[text]
-    return int(text) if isinstance(values, IntDistribution) else float(text)
-
-
-def read_trials(space: Space, folder: Path) -> list[FrozenTrial]:
-    """The trials that report() has written, as far as they are of this space and script."""
-    if not (folder / "trials.csv").exists():
-        return []
-    scripts, own = same_as(code_hash(ROOT / space.script)), digest(str(space))
-    reports = defaultdict(dict)
-    try:
-        for row in rows_of(folder / "reports.csv"):
-            # Whose score is not known, Optuna ranks last of those pruned at that step.
-            reports[row["trial"]][int(row["step"])] = float(row["score"] or "nan")
-        rows = rows_of(folder / "trials.csv")
-        mine = [row for row in rows if row["script_hash"] in scripts and row["space_hash"] == own]
-        return [trial_of(row, reports[row["trial"]], space) for row in mine]
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        fail(f"{folder} is damaged ({error!r}): move it away to begin anew")
-
-
-def trial_of(row: dict[str, str], reports: dict[int, float], space: Space) -> FrozenTrial:
-    """The trial of a row of trials.csv."""
-    state = TrialState[row["state"].upper()]
-    value = float(row["score"]) if state == TrialState.COMPLETE else math.nan
-    if state == TrialState.PRUNED and reports:  # as Optuna has it
-        value = reports[max(reports)]
-    scores = {key: float(row[key]) for key in row if " seed " in key and row[key]}
-    about = {key: row[key] for key in ("note", "versions", "script_hash") if row[key]}
-    return optuna.create_trial(
-        state=state,
-        value=None if math.isnan(value) else value,
-        params={flag: value_of(row[flag], values) for flag, values in space.search.items()},
-        distributions=space.search,
-        user_attrs=about | dict(scores=scores),
-        intermediate_values=reports,
-    )
-
-
 def report(name: str, study: optuna.Study, space: Space, folder: Path):
-    """The best settings, and a CSV and figures of all trials finished so far."""
-    table = tabulate(study, space)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "trials.csv", index=False)
-    tabulate_reports(study).to_csv(folder / "reports.csv", index=False)
+    """The best settings, and tables and figures of all trials finished so far."""
+    tables.write(study, space, folder)
+    table = tables.tabulate(study, space)
     # Some may be at work in other processes.
     states = Counter(trial.state for trial in study.trials)
     counts = [f"{states[state]} {state.name.lower()}" for state in TrialState if states[state]]
@@ -231,19 +157,15 @@ def main():
             hint = ", the number of finished trials wanted in all" if flag == "trials" else ""
             fail(f"--{flag} must be at least {least}{hint}")
     space, runs = SPACES[args.space], Path.cwd() / "runs"
-    results = RESULTS / f"tune-{args.space}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tuning = Tuning(args.space, space, args, runs)
+    tuning = Tuning(args.space, space, args, runs, RESULTS / f"tune-{args.space}")
     with continuable("benchmark.tune", f"{runs} and {RESULTS} must be folders with space"):
         (runs / "logs").mkdir(parents=True, exist_ok=True)
         with tuning.lock(wait=True):
             tuning.open()
-            if not tuning.study.trials and (before := read_trials(space, results)):
-                tuning.study.add_trials(before)
-                say(f"begins with {len(before)} trials in {results}: to begin anew, move it away")
         tuning.work()
         with tuning.lock(wait=True):  # one process at a time writes
-            report(args.space, tuning.study, space, results)
+            report(args.space, tuning.study, space, tuning.results)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def test_how_fast_a_variant_learns_can_be_judged(here):
 
 def test_missing_and_failed_runs_are_shown(here, monkeypatch):
     rows = lose(
-        lose(synthetic(PLAIN), "worse", 8, "stopped at step 400"),
+        lose(synthetic(PLAIN), "worse", 8, "not finished, at step 400"),
         "equal",
         7,
         "failed with exit code 1",
@@ -249,7 +249,7 @@ def test_missing_and_failed_runs_are_shown(here, monkeypatch):
         and cells(text, "better")[1] == "8 of 8"
     )
     assert (
-        "| worse | 8 | stopped at step 400 |" in text
+        "| worse | 8 | not finished, at step 400 |" in text
         and "| equal | 7 | failed with exit code 1 |" in text
     )
 
@@ -416,6 +416,32 @@ def test_published_numbers_are_drawn(here, monkeypatch):
         axes = figures.draw_returns(PLAIN, synthetic(PLAIN), report.read_reference(path)).axes[0]
         lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         assert lines[label] == [list(points)] and len(lines) == len(VARIANTS) + 1
+
+
+def test_published_numbers_may_name_environments_in_full(here):
+    path = here / "curves.csv"
+    path.write_text("env_id,seed,step,return\nshimmy:dm_control/cartpole-swingup-v0,1,500,10\n")
+    assert list(report.read_reference(path).env_id) == ["cartpole-swingup"]
+
+
+def test_to_repeat_a_report_the_published_numbers_are_needed_too(here):
+    rows = synthetic(PLAIN)
+    older = rows.where(lambda t: t.seed > 99)
+    alone, _ = report.write_text("x", PLAIN, rows, older)
+    beside, _ = report.write_text("x", PLAIN, rows, older, published(here / "SBX.csv", [1, 2]))
+    assert "\npython -m benchmark.report x\n```" in alone
+    assert "\npython -m benchmark.report x --reference NUMBERS.csv  # " in beside
+
+
+def test_a_study_without_records_leaves_no_table_that_cannot_be_read(here, monkeypatch):
+    """A script of one's own may record returns alone; a file without columns ends every report."""
+    told = study(diagnostics=True)
+    monkeypatch.setitem(report.STUDIES, "x", told)
+    commit(synthetic(told))
+    for _ in range(2):
+        main(monkeypatch, "x")
+    assert not (report.RESULTS / "x" / "diagnostics.csv").exists()
+    assert (report.RESULTS / "x" / "diagnostics.png").exists()
 
 
 def published(path, ends, last=1000):
@@ -706,7 +732,7 @@ def test_a_real_run_is_read(here, real):
         list(zip(rows.returns.step, rows.returns["return"])) == evaluations
         and len(evaluations) == 2
     )
-    assert list(rows.runs.state) == ["finished", "stopped at step 300"]
+    assert list(rows.runs.state) == ["finished", "not finished, at step 300"]
     alphas = rows.diagnostics[rows.diagnostics.record == "losses/alpha"]
     assert list(alphas.step) == [step for step, _ in records["losses/alpha"]]
     assert list(alphas.value) == pytest.approx(
@@ -736,7 +762,7 @@ def test_without_the_runs_the_rows_are_all_there_is(here, real, monkeypatch):
     after = written()
     assert after.returns.equals(before.returns) and list(after.runs.state) == [
         "finished",
-        "stopped at step 300",
+        "not finished, at step 300",
     ]
 
 
@@ -811,12 +837,14 @@ def test_without_pandas_one_line_says_what_to_install(tmp_path):
         (["y"], "no study y; there are x"),
         (["x"], "x has no finished run with evaluations of this version of sac_ablations.py"),
         (["x", "--reference", "none.csv"], "--reference none.csv"),
+        (["x", "--reference", "hoppers.csv"], "--reference hoppers.csv names no environment of x"),
         (["x", "--wandb", "team"], "--wandb team must be ENTITY/PROJECT"),
         (["x", "--wandb", "team/project"], "needs `wandb login`"),
     ],
 )
 def test_mistakes_get_one_line(flags, answer, here, monkeypatch, capsys):
     monkeypatch.setattr("wandb.login", lambda prompt: False)
+    (here / "hoppers.csv").write_text("env_id,seed,step,return\nHopper-v4,1,500,10\n")
     with pytest.raises(SystemExit) as stop:
         main(monkeypatch, *flags)
     said = capsys.readouterr()

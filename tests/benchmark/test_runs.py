@@ -8,6 +8,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmark import runs
+from benchmark.jobs import Job
 from benchmark.runs import runs_of
 from benchmark.studies import STUDIES, Rule, Study
 
@@ -171,6 +172,35 @@ def test_studies_can_be_run_and_their_rules_judged(name):
     assert len(keys) == len(grid)  # no two variants are the same
 
 
+def test_a_script_that_does_not_exist_is_named(monkeypatch, capsys):
+    study = Study({"Pendulum-v1": 100}, {"ours": "", "mine": "my_sak.py --tau 0.01"})
+    monkeypatch.setattr(runs, "STUDIES", {"x": study})
+    with pytest.raises(SystemExit) as end:
+        runs.check(("x",))
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said == "error: study x names my_sak.py, and there is no such script here\n"
+
+
+def test_a_script_that_changes_while_a_runner_is_at_work_ends_it(tmp_path, monkeypatch, capsys):
+    """Its results would be filed under the key of the code before."""
+    script = tmp_path / "script.py"
+    script.write_text((runs.ROOT / "sac_continuous.py").read_text())
+    (run,) = runs_of("x", Study({"Pendulum-v1": 100}, {"v": ""}, seeds=1, script=str(script)))
+    started = []
+    monkeypatch.setattr(Job, "launch", lambda job, *_: started.append(job))
+    folder = tmp_path / "runs"
+    assert Job(run).start(folder, track=False)
+    script.write_text(script.read_text() + "\n# A comment computes nothing.\n")
+    assert Job(run).start(folder, track=False)
+    script.write_text(script.read_text().replace("0.99", "0.98"))
+    with pytest.raises(SystemExit) as end:
+        Job(run).start(folder, track=False)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and len(started) == 2
+    assert said == f"error: {script} has changed since this runner started: start it again\n"
+
+
 def test_the_versions_that_a_run_noted_are_read(tmp_path):
     noted = dict(
         python="3.11.7",
@@ -225,6 +255,7 @@ A_RULE = Rule("E", "a", "above", "b")
         (dict(envs={}), "an environment"),
         (dict(variants={}), "a variant"),
         (dict(only={"c": "E"}), "names c, which is none of a, b"),
+        (dict(envs={"E": 9, "F": 9}, only={"a": "E", "b": "E"}), "has no variant that runs in F"),
         (dict(only={"a": "F"}), "names F, which is none of E"),
         (dict(flags_in={"F": "--num-envs 2"}), "names F, which is none of E"),
         (dict(seeds_in={"F": 3}), "names F, which is none of E"),

@@ -85,7 +85,9 @@ def test_scripts_beside_are_found_from_any_folder(tmp_path, monkeypatch):
 def test_a_speed_is_that_of_all_trainers_in_their_turn(monkeypatch):
     sent = []
     clock = SimpleNamespace(now=0.0)
-    trainers = [SimpleNamespace(count=[made], send=sent.append) for made in (1000, 5000)]
+    asked = []
+    about = dict(send=sent.append, fail_if_ended=lambda: asked.append(clock.now))
+    trainers = [SimpleNamespace(count=[made], **about) for made in (1000, 5000)]
 
     def sleep(seconds):
         clock.now += seconds
@@ -96,6 +98,7 @@ def test_a_speed_is_that_of_all_trainers_in_their_turn(monkeypatch):
     monkeypatch.setattr(speed, "time", watch)
     assert speed.steps_per_second(trainers, 2.0) == 100
     assert sent == [speed.signal.SIGCONT] * 2 + [speed.signal.SIGSTOP] * 2
+    assert asked == [3.0] * 2  # that one has died is seen when it was measured
 
 
 @pytest.mark.parametrize("text", ["python", "=python python", "A=python", "A=python nothing.py"])
@@ -115,6 +118,17 @@ def test_a_name_that_is_measured_already_is_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             speed.scripts_beside(speed.Args(beside=tuple(beside)))
         assert "is measured already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [speed, speed_gpu])
+@pytest.mark.parametrize("flags", [["--rounds", "0"], ["--seconds", "0"]])
+def test_turns_without_length_are_refused(module, flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["speed.py", *flags])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.startswith(f"error: {flags[0]} 0") and said.count("\n") == 1
 
 
 def test_a_measurement_replaces_the_rows_of_its_environments_alone(tmp_path, monkeypatch):
@@ -195,6 +209,8 @@ def test_a_script_beside_gets_the_flags_of_cleanrl_and_is_counted(tmp_path):
     with pytest.raises(SystemExit, match="trained"):
         trainer.wait_for(100)
     assert trainer.count[0] == 50
+    with pytest.raises(SystemExit, match="trained"):
+        speed.steps_per_second([trainer], 0.1)
     flags = ["--env-id", "Hopper-v4", *speed.FLAGS, "--compile"]
     assert str(flags) in trainer.log.read_text()
 

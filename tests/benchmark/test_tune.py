@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from benchmark import trials, tune
+from benchmark import tables, trials, tune
 from benchmark.runs import RESULTS, Records, code_hash
 from benchmark.trials import Env, Space
 from benchmark.tune import SPACES
@@ -301,6 +302,17 @@ def test_a_full_disk_is_a_failure_and_no_divergence(monkeypatch, tmp_path, fake,
     assert len((tmp_path / "starts.txt").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
+def test_three_failed_trials_in_a_row_end_the_search(monkeypatch, tmp_path, fake):
+    """They are no settings' fault: a full disk would use up all trials within a minute."""
+    modes = {"--mode": CategoricalDistribution(["broken"])}
+    space = Space({"a": Env(8, -1, 9)}, modes, fake.script, 1, fake.flags)
+    for failed in (3, 6):  # the same command begins to count anew
+        with pytest.raises(SystemExit, match="error: 3 trials in a row failed, see .*logs"):
+            run_here(monkeypatch, tmp_path, space, "tiny", "--trials", "30", "--jobs", "1")
+        assert [row["state"] for row in rows(tmp_path)] == ["fail"] * failed
+
+
 # ---------------------------------------------------------------- stopped, shared, continued
 
 
@@ -393,7 +405,7 @@ def test_stopping_between_trials_changes_nothing(monkeypatch, tmp_path, fake, tu
     assert [row["--x"] for row in rows(tmp_path)] == [row["--x"] for row in rows(tuned)[:4]]
 
 
-# ---------------------------------------------------------------- begun with a table
+# ---------------------------------------------------------------- the tables
 
 
 def copy_results(folder, to, until):
@@ -415,28 +427,65 @@ def test_without_its_journal_a_search_goes_on_from_its_tables(
     for name in ("trials.csv", "reports.csv"):
         assert (tmp_path / results / name).read_bytes() == (tuned / results / name).read_bytes()
     said = capsys.readouterr().out
-    assert f"begins with 10 trials in {tmp_path / results}: to begin anew, move it away\n" in said
+    assert f"10 trials are taken from {tmp_path / results}\n" in said
     assert re.findall(r"^trial (\d+): ", said, re.M) == ["10", "11", "12", "13"]
-    # The journal has them now.
-    run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "14", "--jobs", "1")
-    assert len(rows(tmp_path)) == 14 and "begins with" not in capsys.readouterr().out
 
 
-def test_trials_of_another_script_or_space_do_not_count(monkeypatch, tmp_path, fake, tuned):
-    for column, value in [("script_hash", "0123456789"), ("space_hash", "0123456789")]:
-        folder = tmp_path / column
-        copy_results(tuned, folder, until=14)
-        table = folder / "results" / "tune-tiny" / "trials.csv"
-        table.write_text(table.read_text().replace(rows(folder)[0][column], value))
-        assert tune.read_trials(fake, table.parent) == []
-    copy_results(tuned, tmp_path, until=14)
-    assert len(tune.read_trials(fake, tmp_path / "results" / "tune-tiny")) == 14
+@pytest.mark.slow
+def test_a_journal_gets_from_the_tables_what_it_lacks(monkeypatch, tmp_path, fake, tuned, capsys):
+    """Its own two trials stay as they are: none is there twice, and none is lost."""
+    run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "2", "--jobs", "1")
+    shutil.rmtree(tmp_path / "results")
+    copy_results(tuned, tmp_path, until=14)  # as pulled from where more were made
+    starts = (tmp_path / "starts.txt").read_bytes()
+    for taken in (12, 0):
+        capsys.readouterr()
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "2", "--jobs", "1")
+        assert (f"{taken} trials are taken" in capsys.readouterr().out) == bool(taken)
+        assert rows(tmp_path) == rows(tuned)
+    assert (tmp_path / "starts.txt").read_bytes() == starts
+
+
+@pytest.mark.slow
+def test_a_trial_is_in_the_tables_once_it_has_ended(monkeypatch, tmp_path, fake):
+    """Whatever ends the search afterwards."""
+
+    def lost(*_):
+        raise RuntimeError("the machine is lost")
+
+    claim, claimed = trials.Tuning.claim, []
+
+    def claim_two(tuning):
+        claimed.append(len(rows(tmp_path)) if claimed else 0)
+        return claim(tuning) if len(claimed) < 3 else lost()
+
+    monkeypatch.setattr(trials.Tuning, "claim", claim_two)
+    with pytest.raises(RuntimeError):
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "5", "--jobs", "1")
+    assert claimed == [0, 1, 2]
+    assert not list((tmp_path / "results" / "tune-tiny").glob(".*"))
+
+
+@pytest.mark.parametrize("column", ["script_hash", "space_hash"])
+def test_tables_of_something_else_are_never_overwritten(
+    column, monkeypatch, tmp_path, fake, tuned, capsys
+):
+    copy_results(tuned, tmp_path, until=3)
+    table = tmp_path / "results" / "tune-tiny" / "trials.csv"
+    other = table.read_text().replace(rows(tmp_path)[0][column], "0123456789", 1)  # one is enough
+    table.write_text(other)
+    with pytest.raises(SystemExit) as end:
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "5")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and re.fullmatch("error: .*to begin anew\n", said)
+    assert f"{table.parent} is of another version of {fake.script}, or another" in said
+    assert table.read_text() == other and not (tmp_path / "starts.txt").exists()
 
 
 @pytest.mark.parametrize("known, pruned", [(4, False), (5, True)])
 def test_what_four_trials_reported_prunes_nothing(known, pruned, tmp_path, fake):
     (tmp_path / "runs" / "logs").mkdir(parents=True)
-    tuning = trials.Tuning("tiny", fake, tune.Args(trials=20), tmp_path / "runs")
+    tuning = trials.Tuning("tiny", fake, tune.Args(trials=20), tmp_path / "runs", tmp_path)
     tuning.open()
     for i in range(9):
         made = dict(params={"--x": 0.5}, distributions=fake.search, value=0.9)
@@ -447,7 +496,9 @@ def test_what_four_trials_reported_prunes_nothing(known, pruned, tmp_path, fake)
     assert trial.should_prune() == pruned
 
 
-@pytest.mark.parametrize("fault", ["no reports", "no column", "no number", "no state"])
+@pytest.mark.parametrize(
+    "fault", ["no reports", "no column", "no number", "no state", "cut", "nothing"]
+)
 def test_damaged_tables_get_one_line(fault, monkeypatch, tmp_path, fake, tuned, capsys):
     copy_results(tuned, tmp_path, until=3)
     results = tmp_path / "results" / "tune-tiny"
@@ -459,17 +510,19 @@ def test_damaged_tables_get_one_line(fault, monkeypatch, tmp_path, fake, tuned, 
         "no number": (",0.2,", ",a,"),
         "no state": ("te,", "d,"),
     }
-    changed = table.replace(*changes.get(fault, ("", "")))
+    cut = {"cut": table[:-30], "nothing": ""}.get(fault, table)
+    changed = cut.replace(*changes.get(fault, ("", "")))
     assert changed != table or fault == "no reports"
     (results / "trials.csv").write_text(changed)
     with pytest.raises(SystemExit) as end:
         run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "3")
     said = capsys.readouterr().err
-    assert end.value.code == 2 and re.fullmatch("error: .*move it away to begin anew\n", said)
+    assert end.value.code == 2 and re.fullmatch("error: .*away to begin anew\n", said)
     assert str(results) in said and not (tmp_path / "starts.txt").exists()
+    assert (results / "trials.csv").read_text() == changed
 
 
-def test_tables_keep_what_trials_had(monkeypatch, tmp_path):
+def test_tables_keep_what_trials_had(tmp_path):
     """Values of every type, each state, and reports whose score was lost."""
     space = Space(
         {"Pendulum-v1": Env(400, -1700, 0)},
@@ -478,11 +531,12 @@ def test_tables_keep_what_trials_had(monkeypatch, tmp_path):
             "--layers": IntDistribution(1, 3),
             "--init": CategoricalDistribution(["xavier", "torch"]),
             "--autotune": CategoricalDistribution([True, False]),
+            "--dropout": CategoricalDistribution([0, 0.01, None]),
         },
         flags=EVALUATED,
     )
-    hashes = f"{code_hash(trials.ROOT / space.script)} {trials.digest(str(space))}"
-    study = optuna.create_study(direction="maximize", study_name=f"tiny {hashes}")
+    code = code_hash(trials.ROOT / space.script)
+    study = optuna.create_study(direction="maximize")
     state, nan = optuna.trial.TrialState, float("nan")
     outcomes = [
         (state.COMPLETE, 0.1 + 0.2, {200: 0.1, 400: 0.1 + 0.2}),
@@ -493,8 +547,9 @@ def test_tables_keep_what_trials_had(monkeypatch, tmp_path):
     for i, (state, value, reports) in enumerate(outcomes):
         params = {"--gamma": 0.8 + i / 70, "--layers": 1 + i % 3}
         params |= {"--init": ["xavier", "torch"][i % 2], "--autotune": i < 2}
+        params |= {"--dropout": [0, 0.01, None][i % 3]}
         scores = {"Pendulum-v1 seed 1": value} if value else {}
-        about = dict(versions="python 3, torch 2", scores=scores)
+        about = dict(versions="python 3, torch 2", scores=scores, script_hash=code)
         about |= {"note": "a, b"} if i == 1 else {}
         trial = optuna.create_trial(
             state=state,
@@ -505,9 +560,8 @@ def test_tables_keep_what_trials_had(monkeypatch, tmp_path):
             intermediate_values=reports,
         )
         study.add_trial(trial)
-    monkeypatch.setattr(tune, "draw", lambda study, folder: None)
-    tune.report("tiny", study, space, tmp_path)
-    found = tune.read_trials(space, tmp_path)
+    tables.write(study, space, tmp_path)
+    found = tables.read(space, tmp_path)
     for trial, before in zip(found, study.trials, strict=True):
         assert (trial.state, trial.value) == (before.state, before.value)
         assert (trial.params, trial.last_step) == (before.params, before.last_step)
@@ -515,7 +569,7 @@ def test_tables_keep_what_trials_had(monkeypatch, tmp_path):
         assert {k: type(v) for k, v in trial.params.items()} == {
             k: type(v) for k, v in before.params.items()
         }
-        assert trial.user_attrs == before.user_attrs | dict(script_hash=hashes.split()[0])
+        assert trial.user_attrs == before.user_attrs
 
 
 # ---------------------------------------------------------------- mistakes
@@ -601,12 +655,17 @@ def test_a_journal_of_something_else_is_never_continued(monkeypatch, tmp_path, f
     refused(
         Space(**vars(space) | {"search": {"--x": FloatDistribution(0, 2)}}),
         "search space",
-        "move the journal away",
+        "away to begin anew",
     )
+    before_code = code_hash(script)
     script.write_text(FAKE + "changed = True\n")
     code_hash.cache_clear()
-    refused(space, f"another version of {script}", "move the journal away")
+    refused(space, f"another version of {script}", "away to begin anew")
     assert journal.read_bytes() == before and (tmp_path / "starts.txt").read_bytes() == starts
+    for module in (trials, tables):  # as if there was a proof
+        monkeypatch.setattr(module, "same_as", lambda code: {code, before_code})
+    run_here(monkeypatch, tmp_path, space, "tiny", "--trials", "1")
+    assert "1 complete" in capsys.readouterr().out
     journal.write_text("no journal\n" + journal.read_text())
     refused(space, "is damaged", "move it away")
 
@@ -617,12 +676,9 @@ def test_a_journal_of_something_else_is_never_continued(monkeypatch, tmp_path, f
 @pytest.mark.parametrize("name", SPACES)
 def test_committed_trials_are_those_of_the_space_and_the_script_of_today(name, tmp_path):
     committed = RESULTS / f"tune-{name}"
-    before = tune.read_trials(SPACES[name], committed)
-    hashes = [code_hash(trials.ROOT / SPACES[name].script), trials.digest(str(SPACES[name]))]
-    study = optuna.create_study(direction="maximize", study_name=" ".join([name, *hashes]))
-    study.add_trials(before)
-    tune.tabulate(study, SPACES[name]).to_csv(tmp_path / "trials.csv", index=False)
-    tune.tabulate_reports(study).to_csv(tmp_path / "reports.csv", index=False)
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(tables.read(SPACES[name], committed))
+    tables.write(study, SPACES[name], tmp_path)
     for table in ("trials.csv", "reports.csv"):
         assert (tmp_path / table).read_bytes() == (committed / table).read_bytes()
 
@@ -631,7 +687,8 @@ def test_committed_trials_are_those_of_the_space_and_the_script_of_today(name, t
 def test_the_built_in_spaces_can_be_searched(name, tmp_path):
     space = SPACES[name]
     # Its flags are the script's.
-    tuning = trials.Tuning(name, space, tune.Args(trials=1), tmp_path / "runs")
+    runs = tmp_path / "runs"
+    tuning = trials.Tuning(name, space, tune.Args(trials=1), runs, tmp_path / "results")
     (tmp_path / "runs" / "logs").mkdir(parents=True)
     tuning.open()
     trial, mine = tuning.claim()
