@@ -83,7 +83,7 @@ class Args:
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     gamma: float = 0.99  # discount per action
-    tau: float = 0.005  # step of the target critics towards the critics at each update
+    tau: float = 0.005  # step of the target critics towards the critics at each update (Polyak)
     batch_size: int = 256  # transitions per update
     learning_starts: int = 5_000  # steps of uniformly random actions before the first update
     policy_lr: float = 3e-4  # Adam's learning rate of the policy and of the temperature
@@ -104,7 +104,7 @@ class Args:
 
     # The machine
     cuda: bool = True  # use a GPU when there is one
-    threads: int = min(2, torch.get_num_threads())  # CPU threads; 1 while the cores are contended
+    threads: int = min(2, torch.get_num_threads())  # CPU threads; on Linux 1 while cores are busy
     # compile the update; auto: in runs of 50,000 steps or more
     compile: Literal["auto", "on", "off"] = "auto"
     # precision of matrix products; auto: float32; medium: critics in bfloat16 (docs/speed.md)
@@ -140,8 +140,8 @@ class Args:
     layers: int = 2  # number of hidden layers
     init: Literal["xavier", "torch", "orthogonal", "normal"] = "xavier"  # weights; normal: N(0, 1)
     activation: Literal["ReLU", "Tanh", "ELU", "GELU", "SiLU"] = "ReLU"  # after each hidden layer
-    layer_norm: bool = False  # in the critics, before each activation, without a learned gain
-    dropout: float = 0.0  # DroQ: probability of dropping a hidden unit of the critics
+    layer_norm: bool = False  # in the critics and V, before each activation, no learned gain
+    dropout: float = 0.0  # of hidden units of the critics and V; DroQ: with --critics-subset 2
     spectral_norm: bool = False  # largest singular value of the critics' hidden weights is about 1
     value_network: bool = False  # as in the first SAC paper, V and its slow copy make the targets
 
@@ -157,10 +157,10 @@ class Args:
     # Variants: goals
     hindsight: int = 0  # HER: copies of each transition stored with another goal; 0: none
     hindsight_strategy: Literal["future", "final"] = "future"  # when that goal was reached
-    clip_targets: bool = False  # targets within [-1 / (1 - gamma), 0], for rewards in [-1, 0]
+    clip_targets: bool = False  # targets within what rewards in [-1, 0] can return
 
     # Variants: when updates come
-    updates_per_step: float = 1.0  # updates per action of each environment
+    updates_per_step: float = 1.0  # updates per action of each environment (UTD ratio)
     update_interval: int = 1  # steps between blocks of updates
     target_network_frequency: int = 1  # critic updates per target update; hard ones with --tau 1
 
@@ -328,12 +328,13 @@ class Actor(nn.Module):
             # As in denisyarats/pytorch_sac.
             log_std = low + (high - low) / 2 * (log_std.tanh() + 1)
         else:
-            log_std = log_std.clamp(low, high)  # so that exp() neither overflows nor reaches 0
+            log_std = log_std.clamp(low, high)  # by default std in [2e-9, 7.4], as in Spinning Up
         u = mean + log_std.exp() * noise
         # The log-density of the Gaussian at u, where (u - mean) / std is the noise itself.
         log_prob_u = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # The density of tanh(u) is that of u divided by the slope 1 - tanh(u)^2. This form of the
-        # slope's logarithm neither overflows nor loses its gradient where tanh saturates.
+        # Change of variables: the density of tanh(u) is that of u divided by the slope
+        # 1 - tanh(u)^2. This form of the slope's logarithm neither overflows nor loses its gradient
+        # where tanh saturates.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
         if self.args.tanh_correction == "eps":
             # Haarnoja et al. 2018, appendix C, with the usual guard against log(0).
@@ -558,6 +559,7 @@ class SAC(nn.Module):
             "losses/entropy": entropy,
         }
         if self.args.autotune:
+            # This loss lowers alpha while entropy is above its target, and raises it while below.
             factor = self.log_alpha
             if self.args.alpha_loss == "alpha":
                 factor = self.log_alpha.exp()
@@ -837,6 +839,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
         if stochastic:
             noise = normal_noise(noise.shape, generator)
         obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
+        # One episode each: an environment that has ended resets itself and plays on, uncounted.
         returns[running] += reward[running]
         ended = running & (terminated | truncated)
         success[ended] = reported_success(info, ended)
@@ -2010,7 +2013,7 @@ class Threads:
             return
         try:
             displacements = psutil.Process().num_ctx_switches().involuntary
-        except NotImplementedError:  # not every kernel counts them
+        except NotImplementedError:  # macOS and Windows say 0, some kernels do not count them
             displacements = 0
         now = (time.time(), time.process_time(), displacements)
         seconds, cpu_seconds, displaced = np.subtract(now, self.last_measured)

@@ -81,7 +81,7 @@ class Args:
     # The algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     gamma: float = 0.99  # discount per action
-    tau: float = 0.005  # step of the target critics towards the critics at each update
+    tau: float = 0.005  # step of the target critics towards the critics at each update (Polyak)
     batch_size: int = 256  # transitions per update
     learning_starts: int = 5_000  # steps of uniformly random actions before the first update
     policy_lr: float = 3e-4  # Adam's learning rate of the policy and of the temperature
@@ -102,7 +102,7 @@ class Args:
 
     # The machine
     cuda: bool = True  # use a GPU when there is one
-    threads: int = min(2, torch.get_num_threads())  # CPU threads; 1 while the cores are contended
+    threads: int = min(2, torch.get_num_threads())  # CPU threads; on Linux 1 while cores are busy
     # compile the update; auto: in runs of 50,000 steps or more
     compile: Literal["auto", "on", "off"] = "auto"
     # precision of matrix products; auto: float32; medium: critics in bfloat16 (docs/speed.md)
@@ -174,12 +174,13 @@ class Actor(nn.Module):
         sees the same random numbers. Zero noise gives the deterministic action tanh(mean).
         """
         mean, log_std = self.layers(obs).chunk(2, dim=-1)
-        log_std = log_std.clamp(-20, 2)  # so that exp() neither overflows nor reaches 0
+        log_std = log_std.clamp(-20, 2)  # std in [2e-9, 7.4], as in Spinning Up
         u = mean + log_std.exp() * noise
         # The log-density of the Gaussian at u, where (u - mean) / std is the noise itself.
         log_prob_u = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # The density of tanh(u) is that of u divided by the slope 1 - tanh(u)^2. This form of the
-        # slope's logarithm neither overflows nor loses its gradient where tanh saturates.
+        # Change of variables: the density of tanh(u) is that of u divided by the slope
+        # 1 - tanh(u)^2. This form of the slope's logarithm neither overflows nor loses its gradient
+        # where tanh saturates.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
         return u.tanh(), (log_prob_u - log_slope).sum(-1)
 
@@ -268,6 +269,7 @@ class SAC(nn.Module):
         self.actor_optimizer.minimize(actor_loss)
 
         entropy = -log_prob.detach().mean()
+        # This loss lowers alpha while entropy is above its target, and raises it while below.
         alpha_loss = self.log_alpha * (entropy - self.target_entropy)  # (4)
         self.alpha_optimizer.minimize(alpha_loss)
         return {
@@ -377,6 +379,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
         if stochastic:
             noise = normal_noise(noise.shape, generator)
         obs, reward, terminated, truncated, info = envs.step(agent.act(obs, noise))
+        # One episode each: an environment that has ended resets itself and plays on, uncounted.
         returns[running] += reward[running]
         ended = running & (terminated | truncated)
         success[ended] = reported_success(info, ended)
@@ -1315,7 +1318,7 @@ def multiply_in_bfloat16(critics: Critics):
     def linear(self: Critics, x: torch.Tensor, layer: int) -> torch.Tensor:
         return x.bfloat16() @ self.weights[layer].bfloat16() + self.biases[layer]
 
-    critics.linear = linear.__get__(critics)  # bound: a deep copy has its own weights
+    critics.linear = linear.__get__(critics)  # bound, so that a deep copy uses its own
 
 
 def choose_compilation(args: Args, device: torch.device):
@@ -1392,7 +1395,7 @@ class Threads:
             return
         try:
             displacements = psutil.Process().num_ctx_switches().involuntary
-        except NotImplementedError:  # not every kernel counts them
+        except NotImplementedError:  # macOS and Windows say 0, some kernels do not count them
             displacements = 0
         now = (time.time(), time.process_time(), displacements)
         seconds, cpu_seconds, displaced = np.subtract(now, self.last_measured)

@@ -191,7 +191,7 @@ def test_an_unknown_variant_is_one_line_and_exit_code_2(names):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-COMMENT = "  # so that exp() neither overflows nor reaches 0"
+COMMENT = "  # std in [2e-9, 7.4], as in Spinning Up"
 OLD_LINE = f"        log_std = log_std.clamp(-20, 2){COMMENT}\n"
 CHANGED_SCRIPTS = {
     "another line": SCRIPT.replace(OLD_LINE, OLD_LINE.replace("2)", "3)")),
