@@ -4,14 +4,13 @@ The marks `only` and `without`, on a module, a test or one of its parameters, na
 it is for or is not for. The mark `slow` keeps a test out of the fast tier: pytest -m "not slow".
 """
 
-import ctypes
 import importlib
 import os
 import signal
 
 import pytest
 import torch
-from helpers import SCRIPTS, Watched
+from helpers import SCRIPTS, Watched, suite_or_skip
 
 import sac_continuous
 
@@ -65,13 +64,7 @@ def sac(request):
     So no forked child has to import it again.
     """
     if request.param == "sac_dmc":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # as the script does, before dm_control looks
-        pytest.importorskip("shimmy")
-        try:
-            importlib.import_module("dm_control.suite")
-        except (ImportError, AttributeError, ctypes.ArgumentError) as error:
-            # What PyOpenGL raises where there is no EGL depends on its version.
-            pytest.skip(f"dm_control cannot be imported: {error}")
+        suite_or_skip()
     return importlib.import_module(request.param)
 
 

@@ -1,6 +1,8 @@
 """What several test files share: comparisons, runs of a script, tiny environments."""
 
+import ctypes
 import gc
+import importlib
 import json
 import math
 import multiprocessing
@@ -24,6 +26,16 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("sac_continuous", "sac_dmc", "sac_ablations")
+
+
+def suite_or_skip() -> ModuleType:
+    """dm_control.suite. Without it, or without EGL, the tests that need it are skipped."""
+    os.environ.setdefault("MUJOCO_GL", "egl")  # as the script does, before dm_control looks
+    try:
+        importlib.import_module("shimmy")
+        return importlib.import_module("dm_control.suite")
+    except (ImportError, AttributeError, ctypes.ArgumentError) as error:  # the last two: no EGL
+        pytest.skip(f"dm_control cannot be imported: {error}", allow_module_level=True)
 
 
 # Comparisons --------------------------------------------------------------------------------------

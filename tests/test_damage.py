@@ -33,6 +33,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Graph, Sequence
+from helpers import suite_or_skip
 from moviepy.config import FFMPEG_BINARY
 from tqdm import tqdm
 
@@ -63,9 +64,7 @@ def script(request, tmp_path_factory):
     name = request.param
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if name == "sac_dmc":
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        pytest.importorskip("dm_control.suite")
-        pytest.importorskip("shimmy")
+        suite_or_skip()
     module = importlib.import_module(name)
     folder = tmp_path_factory.mktemp(name)
     small = f"{SMALL} --env-id {TASKS.get(name, 'Pendulum-v1')}"

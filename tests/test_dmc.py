@@ -4,23 +4,18 @@ Exact resume is tested in test_resume.py.
 """
 
 import math
-import os
 import re
 
+import helpers
 import numpy as np
 import pytest
+from helpers import load, only_run, suite_or_skip
+from moviepy import VideoFileClip
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # as the script does, before dm_control looks
-pytest.importorskip("dm_control")
-
-import helpers  # noqa: E402
-from dm_control import suite  # noqa: E402
-from helpers import load, only_run  # noqa: E402
-from moviepy import VideoFileClip  # noqa: E402
-
-import sac_dmc  # noqa: E402
+import sac_dmc
 
 slow = pytest.mark.slow
+suite = suite_or_skip()
 TASKS = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS]
 # In the fast tier: one task of each kind of trouble.
 FAST = {"cartpole-swingup", "lqr-lqr_2_1", "point_mass-hard"}
