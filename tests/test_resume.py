@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers import is_same, load, only_run, run_forked, same, saved_args
 from matplotlib.axes import Axes
+from torture import difference
 
 FLAGS = "--total-timesteps 200 --learning-starts 80 --batch-size 16 --checkpoint-frequency 40 "
 FLAGS += "--log-frequency 20 --eval-frequency 100 --eval-episodes 2 --threads 1 --no-cuda"
@@ -375,6 +376,24 @@ def test_each_version_is_noted_and_a_change_of_it_warned_of(sac, name, capsys):
 @pytest.mark.parametrize("key", ["count", "random", "rows", "agent", "step"])
 def test_a_checkpoint_holds(sac, finished, key):
     assert key in load(only_run(finished) / "checkpoint.pt")
+
+
+@once
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({}, ""),
+        ({"step": 8}, "step"),
+        ({"rows": torch.zeros(3)}, "rows"),
+        ({"agent": {"a": torch.zeros(2), "b": torch.ones(2)}}, "a"),
+        ({"agent": {"a": torch.ones(2)}}, "b"),  # one that is missing
+    ],
+)
+def test_the_torture_names_what_differs(sac, change, named):
+    agent = {"a": torch.ones(2), "b": torch.ones(2)}
+    state = dict(step=7, count=7, rows=torch.ones(3), random=torch.ones(3), agent=agent)
+    assert difference(state | change, state) == named
+    assert difference(state, state | change) == named
 
 
 # The best agent -----------------------------------------------------------------------------------
