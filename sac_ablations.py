@@ -141,7 +141,7 @@ class Args:
     init: Literal["xavier", "torch", "orthogonal", "normal"] = "xavier"  # weights; normal: N(0, 1)
     activation: Literal["ReLU", "Tanh", "ELU", "GELU", "SiLU"] = "ReLU"  # after each hidden layer
     layer_norm: bool = False  # in the critics and V, before each activation, no learned gain
-    dropout: float = 0.0  # of hidden units of the critics and V; DroQ: with --critics-subset 2
+    dropout: float = 0.0  # share of hidden units that critics and V drop; DroQ: --critics-subset 2
     spectral_norm: bool = False  # largest singular value of the critics' hidden weights is about 1
     value_network: bool = False  # as in the first SAC paper, V and its slow copy make the targets
 

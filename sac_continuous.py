@@ -1318,7 +1318,7 @@ def multiply_in_bfloat16(critics: Critics):
     def linear(self: Critics, x: torch.Tensor, layer: int) -> torch.Tensor:
         return x.bfloat16() @ self.weights[layer].bfloat16() + self.biases[layer]
 
-    critics.linear = linear.__get__(critics)  # bound, so that a deep copy uses its own
+    critics.linear = linear.__get__(critics)  # bound: a deep copy then uses its own weights
 
 
 def choose_compilation(args: Args, device: torch.device):
