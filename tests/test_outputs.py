@@ -697,7 +697,8 @@ class TestTracked:
         assert len(uploaded) == len(originals) == 2
         bits = [{path.read_bytes() for path in paths} for paths in (uploaded, originals)]
         assert bits[0] == bits[1]
-        assert sum("eval/video" in row for row in tracked.logged) == 2
+        shown = [row["eval/video.path"] for row in tracked.logged if "eval/video.path" in row]
+        assert {wandb_folder / "files" / path for path in shown} == set(uploaded)
 
 
 def test_a_run_that_was_resumed_before_sends_no_step_twice(sac, tmp_path, monkeypatch):
