@@ -7,8 +7,8 @@ This is sac_continuous.py with an `if` for each variant. With none chosen it com
 
 A policy pi maximises the discounted sum of reward + alpha * entropy of pi. Two critics Q_c learn
 the soft Q-value of an action: its reward, and gamma times that sum from the next state on. They
-learn from replayed (s, a, r, s', d), d = 1 where the task itself ended. Slow copies Q' of the
-critics make the targets:
+learn from replayed (s, a, r, s', d), d = 1 where the task itself ended. Target networks Q', slow
+copies of the critics, make the targets:
 
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
@@ -43,7 +43,6 @@ import shlex
 import shutil
 import signal
 import sys
-import textwrap
 import threading
 import time
 import typing
@@ -873,7 +872,7 @@ def main():
     check_episodes(args, env)
     choose_compilation(args, device)
     folder = args.resume or Path("runs", folder_name(args))
-    with resumable(folder):
+    with resumable(folder, is_new=not args.resume):
         open_folder(args, folder, checkpoint, changed)
         step = train(args, agent, folder, checkpoint)
         write_atomically({"agent": agent.state_dict(), "step": step}, folder / "model.pt")
@@ -1107,13 +1106,16 @@ def remedy(args: Args, error: Exception) -> str:
         return f" Use gymnasium_robotics:{args.env_id} (pip install gymnasium-robotics)."
     if re.search(r"-v[0-3]$", args.env_id) and "mujoco" in str(error):
         return f" Use {args.env_id[:-1]}4 or {args.env_id[:-1]}5."
+    if args.capture_video and re.search("EGL|'e?gl[A-Z]", str(error)):
+        return " (MuJoCo draws with EGL: apt install libegl1 libgl1-mesa-dri, or set MUJOCO_GL)"
     return ""
 
 
 def is_bounded_float_box(space: gym.Space) -> bool:
     if not isinstance(space, gym.spaces.Box) or space.dtype.kind != "f":
         return False
-    return bool(np.isfinite(space.high - space.low).all())
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(space.high - space.low).all())
 
 
 def rescale_actions(env: gym.Env) -> gym.Env:
@@ -1268,7 +1270,7 @@ def save_checkpoint(
         "count": buffer.count,
         "random": generator.get_state(),
         "step": step,
-        "versions": versions(),
+        "versions": versions(agent.device),
     }
     write_atomically(state, folder / "checkpoint.pt")
 
@@ -1386,14 +1388,14 @@ def refuse(args: Args, fault: str):
     fail(f"{name} {args.resume or args.evaluate}: {fault}")
 
 
-def versions() -> dict[str, str | bool]:
+def versions(device: torch.device) -> dict[str, str | bool]:
     """What must be the same for a resumed run to compute the same bits."""
     used = [name for name in ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules]
     return {
         "python": platform.python_version(),
         **{name: str(sys.modules[name].__version__) for name in used},
         "processor": torch.cpu.get_capabilities()["cpu_name"],
-        "gpu": torch.cuda.is_available() and torch.cuda.get_device_name(),
+        "gpu": device.type == "cuda" and torch.cuda.get_device_name(),
     }
 
 
@@ -1408,8 +1410,9 @@ class Logger:
         self.wandb_run = None
         if args.track:
             # Weights & Biases keeps all it was sent, also what an earlier resume discarded from
-            # TensorBoard's files. Only later steps are new to it.
-            logged = read_records(folder, discarded=True).values()
+            # TensorBoard's files. Only later steps are new to it, if the run was tracked before.
+            tracked = (folder / "wandb").exists()
+            logged = read_records(folder, discarded=True).values() if tracked else ()
             self.last_tracked = max((steps.max() for steps, _ in logged), default=-1)
             self.wandb_run = start_wandb(args, folder)
         self.writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
@@ -1557,7 +1560,8 @@ def print_resume(args: Args, checkpoint: dict, changed: list[str]):
     else:
         print(f"resuming at step {step:,}")
     changed = [key for key in changed if key not in WATCHING_FLAGS]
-    now, before = versions(), checkpoint["versions"]
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    now, before = versions(device), checkpoint["versions"]
     changed += [name for name in now | before if now.get(name) != before.get(name)]
     if changed:
         what = ", ".join(sorted(changed))
@@ -1586,36 +1590,48 @@ def in_words(success: np.ndarray) -> str:
 def print_end(folder: Path):
     print(f"done: {folder}")
     print(f"curve: {folder / 'learning_curve.png'}")
-    print("evaluate:", shlex.join(["python", sys.argv[0], "--evaluate", str(folder)]))
+    print("evaluate:", command("--evaluate", folder))
 
 
 @contextmanager
-def resumable(folder: Path):
+def resumable(folder: Path, is_new: bool):
     """End with one line, and how to continue, at Ctrl-C and where the disk is full."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except (KeyboardInterrupt, OSError) as cause:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again, it ends at once
-        what_next = how_to_continue(folder)
+        if is_new and not list(folder.glob("*.pt")):
+            shutil.rmtree(folder, ignore_errors=True)
         if isinstance(cause, BrokenPipeError):
             raise
-        if isinstance(cause, OSError):
-            sys.exit(f"error: {in_one_line(cause)}. {what_next}")
-        print(file=sys.stderr)  # the bar stands in this line
-        sys.exit(f"stopped. {what_next}")
+        what = f"error: {in_one_line(cause)}" if isinstance(cause, OSError) else "stopped"
+        stop(f"{what}. {how_to_continue(folder)}")
+    except torch._dynamo.exc.TorchDynamoException as error:
+        what = f"error: the update cannot be compiled, add --compile off ({in_one_line(error)})"
+        stop(f"{what}. {how_to_continue(folder)}")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def how_to_continue(folder: Path) -> str:
     if not (folder / "checkpoint.pt").exists():
-        if not list(folder.glob("*.pt")):
-            shutil.rmtree(folder, ignore_errors=True)
         return "Nothing was trained yet."
     state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
-    command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-    return f"Last checkpoint: step {state['step']:,}. Continue with:\n  {command}"
+    go_on = command("--resume", folder)
+    return f"Last checkpoint: step {state['step']:,}. Continue with:\n  {go_on}"
+
+
+def command(*words: str | Path) -> str:
+    """This script with other words, called as it was."""
+    caller = ["uv", "run"] if "UV" in os.environ else ["python"]
+    return shlex.join([*caller, sys.argv[0], *map(str, words)])
+
+
+def stop(message: str):
+    """End the program for no mistake of its user, above the progress bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+    sys.exit(1)
 
 
 @contextmanager
@@ -1644,7 +1660,8 @@ def fail(message: str):
 
 
 def in_one_line(message: str | Exception) -> str:
-    return textwrap.shorten(str(message) or repr(message), 400, placeholder=" ...")
+    line = " ".join((str(message) or repr(message)).split())
+    return line if len(line) <= 400 else f"{line[:396]} ..."
 
 
 def parse_args() -> tuple[Args, list[str]]:
@@ -1739,6 +1756,8 @@ def check_flags(args: Args):
     within(args, 1, MANY, "total_timesteps", "learning_starts", "buffer_size", "batch_size")
     within(args, 1, MANY, "checkpoint_frequency", "log_frequency")
     within(args, 0, MANY, "eval_frequency")
+    if args.capture_video and not args.eval_frequency and not args.evaluate:
+        fail("--capture-video records evaluations, and --eval-frequency 0 makes none: raise it")
     within(args, 1, 10_000, "num_envs", "eval_episodes")
     within(args, 1, 256, "threads")
     within(args, 0, 1, "gamma")
@@ -1746,7 +1765,7 @@ def check_flags(args: Args):
     within(args, 0, 2**63 - 1, "seed")
     check_variants(args)
     if args.learning_starts < steps_per_round(args):  # the first update needs transitions
-        least = f"must be at least {steps_per_round(args)}, one round of --num-envs {args.num_envs}"
+        least = f"must be at least {steps_per_round(args)}, one action of every environment"
         fail(f"--learning-starts {args.learning_starts} {least}: raise it")
     must_not_exceed(args, "num_envs", "buffer_size")
     must_not_exceed(args, "batch_size", "buffer_size")
@@ -1766,6 +1785,8 @@ def check_variants(args: Args):
     within(args, 0, args.n_critics, "critics_subset")
     within(args, 1e-9, 1e9, "alpha", "reward_scale")
     within(args, 1e-9, 1000, "updates_per_step")
+    if args.target_entropy is not None and args.target_entropy_scale != Args.target_entropy_scale:
+        fail("--target-entropy-scale scales the default target: leave it or --target-entropy out")
     within(args, 0, 1, "alpha_lr", "policy_l2")
     within(args, 0, 0.99, "dropout")
     within(args, -1, MANY, "random_steps")
@@ -1897,7 +1918,7 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
     for name, value in tensors.items():
         if not value.isfinite().all():
             kept = f"the last good checkpoint stays in {folder}"
-            sys.exit(f"error: {name} is not finite at step {step}; {kept}")
+            stop(f"error: {name} is not finite at step {step}; {kept}")
 
 
 def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, folder: Path):

@@ -10,8 +10,8 @@ Returns lie in [0, 1000]; only lqr has rewards that can be negative, and no time
 
 A policy pi maximises the discounted sum of reward + alpha * entropy of pi. Two critics Q_c learn
 the soft Q-value of an action: its reward, and gamma times that sum from the next state on. They
-learn from replayed (s, a, r, s', d), d = 1 where the task itself ended. Slow copies Q' of the
-critics make the targets:
+learn from replayed (s, a, r, s', d), d = 1 where the task itself ended. Target networks Q', slow
+copies of the critics, make the targets:
 
     (1)  y       = r + gamma (1 - d) (min_c Q'_c(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
     (2)  L_Q     = mean over critics and batch of (Q_c(s, a) - y)^2
@@ -47,7 +47,6 @@ import shlex
 import shutil
 import signal
 import sys
-import textwrap
 import threading
 import time
 import typing
@@ -424,7 +423,7 @@ def main():
     check_episodes(args, env)
     choose_compilation(args, device)
     folder = args.resume or Path("runs", folder_name(args))
-    with resumable(folder):
+    with resumable(folder, is_new=not args.resume):
         open_folder(args, folder, checkpoint, changed)
         step = train(args, agent, folder, checkpoint)
         write_atomically({"agent": agent.state_dict(), "step": step}, folder / "model.pt")
@@ -486,13 +485,14 @@ def suite_tasks() -> dict[str, tuple[str, str]]:
     try:
         import shimmy  # noqa: F401
         from dm_control import suite
-    except RuntimeError as error:  # MUJOCO_GL is none of OpenGL's ways
-        fail(str(error))
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         all_but_labmaze = "dm-env dm-tree glfw lxml pyopengl pyparsing requests scipy shimmy"
         by_hand = f"pip install --no-deps dm-control==1.0.44 && pip install {all_but_labmaze}"
         usual = "pip install shimmy dm-control"
         fail(f"{error}: {usual}; from Python 3.13 on, where labmaze is missing: {by_hand}")
+    except Exception as error:  # no such MUJOCO_GL, no library or no display for it
+        how = "apt install libegl1 libgl1-mesa-dri, or choose another"
+        fail(f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {in_one_line(error)} ({how})")
     return {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
 
 
@@ -738,7 +738,7 @@ def save_checkpoint(
         "count": buffer.count,
         "random": generator.get_state(),
         "step": step,
-        "versions": versions(),
+        "versions": versions(agent.device),
     }
     write_atomically(state, folder / "checkpoint.pt")
 
@@ -856,14 +856,14 @@ def refuse(args: Args, fault: str):
     fail(f"{name} {args.resume or args.evaluate}: {fault}")
 
 
-def versions() -> dict[str, str | bool]:
+def versions(device: torch.device) -> dict[str, str | bool]:
     """What must be the same for a resumed run to compute the same bits."""
     used = [name for name in ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules]
     return {
         "python": platform.python_version(),
         **{name: str(sys.modules[name].__version__) for name in used},
         "processor": torch.cpu.get_capabilities()["cpu_name"],
-        "gpu": torch.cuda.is_available() and torch.cuda.get_device_name(),
+        "gpu": device.type == "cuda" and torch.cuda.get_device_name(),
     }
 
 
@@ -878,8 +878,9 @@ class Logger:
         self.wandb_run = None
         if args.track:
             # Weights & Biases keeps all it was sent, also what an earlier resume discarded from
-            # TensorBoard's files. Only later steps are new to it.
-            logged = read_records(folder, discarded=True).values()
+            # TensorBoard's files. Only later steps are new to it, if the run was tracked before.
+            tracked = (folder / "wandb").exists()
+            logged = read_records(folder, discarded=True).values() if tracked else ()
             self.last_tracked = max((steps.max() for steps, _ in logged), default=-1)
             self.wandb_run = start_wandb(args, folder)
         self.writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
@@ -1027,7 +1028,8 @@ def print_resume(args: Args, checkpoint: dict, changed: list[str]):
     else:
         print(f"resuming at step {step:,}")
     changed = [key for key in changed if key not in WATCHING_FLAGS]
-    now, before = versions(), checkpoint["versions"]
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    now, before = versions(device), checkpoint["versions"]
     changed += [name for name in now | before if now.get(name) != before.get(name)]
     if changed:
         what = ", ".join(sorted(changed))
@@ -1056,36 +1058,48 @@ def in_words(success: np.ndarray) -> str:
 def print_end(folder: Path):
     print(f"done: {folder}")
     print(f"curve: {folder / 'learning_curve.png'}")
-    print("evaluate:", shlex.join(["python", sys.argv[0], "--evaluate", str(folder)]))
+    print("evaluate:", command("--evaluate", folder))
 
 
 @contextmanager
-def resumable(folder: Path):
+def resumable(folder: Path, is_new: bool):
     """End with one line, and how to continue, at Ctrl-C and where the disk is full."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except (KeyboardInterrupt, OSError) as cause:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again, it ends at once
-        what_next = how_to_continue(folder)
+        if is_new and not list(folder.glob("*.pt")):
+            shutil.rmtree(folder, ignore_errors=True)
         if isinstance(cause, BrokenPipeError):
             raise
-        if isinstance(cause, OSError):
-            sys.exit(f"error: {in_one_line(cause)}. {what_next}")
-        print(file=sys.stderr)  # the bar stands in this line
-        sys.exit(f"stopped. {what_next}")
+        what = f"error: {in_one_line(cause)}" if isinstance(cause, OSError) else "stopped"
+        stop(f"{what}. {how_to_continue(folder)}")
+    except torch._dynamo.exc.TorchDynamoException as error:
+        what = f"error: the update cannot be compiled, add --compile off ({in_one_line(error)})"
+        stop(f"{what}. {how_to_continue(folder)}")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def how_to_continue(folder: Path) -> str:
     if not (folder / "checkpoint.pt").exists():
-        if not list(folder.glob("*.pt")):
-            shutil.rmtree(folder, ignore_errors=True)
         return "Nothing was trained yet."
     state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
-    command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-    return f"Last checkpoint: step {state['step']:,}. Continue with:\n  {command}"
+    go_on = command("--resume", folder)
+    return f"Last checkpoint: step {state['step']:,}. Continue with:\n  {go_on}"
+
+
+def command(*words: str | Path) -> str:
+    """This script with other words, called as it was."""
+    caller = ["uv", "run"] if "UV" in os.environ else ["python"]
+    return shlex.join([*caller, sys.argv[0], *map(str, words)])
+
+
+def stop(message: str):
+    """End the program for no mistake of its user, above the progress bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+    sys.exit(1)
 
 
 @contextmanager
@@ -1114,7 +1128,8 @@ def fail(message: str):
 
 
 def in_one_line(message: str | Exception) -> str:
-    return textwrap.shorten(str(message) or repr(message), 400, placeholder=" ...")
+    line = " ".join((str(message) or repr(message)).split())
+    return line if len(line) <= 400 else f"{line[:396]} ..."
 
 
 def parse_args() -> tuple[Args, list[str]]:
@@ -1206,6 +1221,8 @@ def check_flags(args: Args):
     within(args, 1, MANY, "total_timesteps", "learning_starts", "buffer_size", "batch_size")
     within(args, 1, MANY, "checkpoint_frequency", "log_frequency")
     within(args, 0, MANY, "eval_frequency")
+    if args.capture_video and not args.eval_frequency and not args.evaluate:
+        fail("--capture-video records evaluations, and --eval-frequency 0 makes none: raise it")
     within(args, 1, 10_000, "num_envs", "eval_episodes")
     within(args, 1, 1000, "action_repeat")
     within(args, 1, 256, "threads")
@@ -1213,7 +1230,7 @@ def check_flags(args: Args):
     within(args, 1e-9, 1, "tau", "policy_lr", "q_lr")
     within(args, 0, 2**63 - 1, "seed")
     if args.learning_starts < steps_per_round(args):  # the first update needs transitions
-        least = f"must be at least {steps_per_round(args)}, one round of --num-envs {args.num_envs}"
+        least = f"must be at least {steps_per_round(args)}, one action of every environment"
         fail(f"--learning-starts {args.learning_starts} {least}: raise it")
     must_not_exceed(args, "num_envs", "buffer_size")
     must_not_exceed(args, "batch_size", "buffer_size")
@@ -1293,7 +1310,7 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
     for name, value in tensors.items():
         if not value.isfinite().all():
             kept = f"the last good checkpoint stays in {folder}"
-            sys.exit(f"error: {name} is not finite at step {step}; {kept}")
+            stop(f"error: {name} is not finite at step {step}; {kept}")
 
 
 def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, folder: Path):

@@ -1821,6 +1821,7 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
         ("--no-autotune --alpha-lr=1e-3", "--alpha-lr is .*leave it or --no-autotune out"),
         ("--no-autotune --target-entropy=-3", "--target-entropy is .*learned temperature"),
         ("--preset=spinningup --target-entropy-scale=2", "--target-entropy-scale is "),
+        ("--target-entropy=-3 --target-entropy-scale=2", "--target-entropy-scale .*leave it or"),
         ("--no-autotune --alpha-loss=alpha", "--alpha-loss is .*leave it"),
         ("--hindsight-strategy=final", "--hindsight-strategy needs .*add --hindsight 1"),
     ],

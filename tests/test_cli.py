@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,6 +148,27 @@ def test_environments_that_cannot_be_learned(sac, tmp_path, env_id, answer):
     assert f"--env-id {env_id}" in line
     assert answer in line
     assert "pip install" not in line  # nothing is missing
+
+
+@by_gymnasium
+def test_the_widest_finite_bounds_get_one_line(sac):
+    """Their difference overflows, of which NumPy warns."""
+    widest = np.finfo(np.float32).max
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not sac.is_bounded_float_box(Box(-widest, widest, (1,)))
+
+
+def test_a_video_of_no_evaluation_is_refused(sac, tmp_path):
+    line = refusal(tmp_path, sac, f"{small(sac)} --capture-video --eval-frequency 0")
+    assert "--capture-video records evaluations" in line
+    assert "--eval-frequency 0" in line
+
+
+@repeats
+def test_learning_starts_within_the_first_action_is_refused(sac, tmp_path):
+    line = refusal(tmp_path, sac, f"{small(sac)} --learning-starts 4 --action-repeat 8")
+    assert "--learning-starts 4 must be at least 8, one action of every environment" in line
 
 
 def test_mistakes_in_two_flags(sac, tmp_path):

@@ -1135,8 +1135,68 @@ def test_a_folder_with_an_agent_is_never_removed(script, tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "trained" / "best.pt").touch()
     for name in ("empty", "trained"):
-        assert script.module.how_to_continue(tmp_path / name) == "Nothing was trained yet."
+        with pytest.raises(SystemExit), script.module.resumable(tmp_path / name, is_new=True):
+            raise OSError("no space")
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
+def test_the_folder_of_a_resumed_run_is_never_removed(script, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended, script.module.resumable(tmp_path, is_new=False):
+        raise OSError("no space")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: no space. Nothing was trained yet.\n"
+    assert tmp_path.is_dir()
+
+
+@parent_only
+def test_an_update_that_cannot_be_compiled_says_how_to_go_on(script, tmp_path):
+    """After the trial compilation of the start: a full disk, or code that is kept for two hosts."""
+
+    def sabotage(module):
+        def learn(*_):
+            raise torch._dynamo.exc.InternalTorchDynamoError("no Python.h")
+
+        module.compile_update = lambda args, agent, buffer: (learn, agent.act)
+
+    ended = run(tmp_path, script.module, script.small, sabotage)
+    error, command = [x for x in ended.err.splitlines() if not x.startswith("warning: ")]
+    assert ended.code == 1
+    assert error.startswith("error: the update cannot be compiled, add --compile off (no Python.h")
+    assert command == f"  python sac_continuous.py --resume runs/{only_run(tmp_path).name}"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_last_message_does_not_stand_in_the_line_of_the_bar(script, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with script.module.tqdm(total=10, disable=None) as bar:
+        bar.update(3)
+        bar.refresh()
+        with pytest.raises(SystemExit):
+            script.module.stop_unless_finite({"x": torch.tensor(math.nan)}, 3, Path("runs/x"))
+    said = terminal.getvalue()
+    assert "30%" in said
+    assert re.search(r"[\r\n]error: x is not finite at step 3; [^\r]*\n", said)
+
+
+def test_long_words_are_cut_and_not_lost(script):
+    assert script.module.in_one_line("x" * 500) == "x" * 396 + " ..."
+    assert script.module.in_one_line("a\n  b") == "a b"
+    assert script.module.in_one_line(KeyError()) == "KeyError()"
+
+
+def test_a_script_that_uv_runs_is_called_as_it_was(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["my sac.py"])
+    for uv, caller in ((None, "python"), ("/bin/uv", "uv run")):
+        monkeypatch.delenv("UV", raising=False)
+        if uv:
+            monkeypatch.setenv("UV", uv)
+        said = script.module.command("--resume", Path("runs/x"))
+        assert said == f"{caller} 'my sac.py' --resume runs/x"
 
 
 @parent_only

@@ -5,6 +5,7 @@ Exact resume is tested in test_resume.py.
 
 import math
 import re
+import sys
 
 import helpers
 import numpy as np
@@ -191,6 +192,30 @@ def test_without_dm_control_one_line_says_how_to_install_it(tmp_path):
     assert ended.err.count("\n") == 1
     assert "pip install shimmy dm-control" in ended.err
     assert "Python 3.13 on" in ended.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ctypes.ArgumentError(\"argument 1: AttributeError: no attribute 'glGetError'\")",
+        "ImportError('Cannot initialize a headless EGL display.')",
+        "RuntimeError('invalid value for environment variable MUJOCO_GL')",
+    ],
+)
+def test_where_opengl_fails_one_line_says_what_it_needs(error, monkeypatch, tmp_path, capsys):
+    package = tmp_path / "dm_control"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"import ctypes\nraise {error}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "dm_control"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(SystemExit) as ended:
+        sac_dmc.suite_tasks()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("error: MUJOCO_GL=egl: ") and said.count("\n") == 1
+    assert "apt install libegl1" in said and "pip install" not in said
 
 
 def test_the_way_around_labmaze_is_that_of_the_documentation():

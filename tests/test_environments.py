@@ -105,6 +105,16 @@ class TestCheckpoints:
         np.testing.assert_array_equal(seen.stored.next_obs, expected.next_obs)
 
 
+@own_make_env
+@pytest.mark.parametrize("video", [True, False])
+def test_where_egl_is_missing_the_line_says_how_to_install_it(sac, video):
+    """As PyOpenGL puts it where there is no such library."""
+    error = "argument 1: AttributeError: 'NoneType' object has no attribute 'glGetError'"
+    args = sac.Args(capture_video=video)
+    assert ("apt install libegl1" in sac.remedy(args, TypeError(error))) == video
+    assert not sac.remedy(args, TypeError("no screen here"))
+
+
 # Actions ------------------------------------------------------------------------------------------
 
 

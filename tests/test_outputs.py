@@ -706,6 +706,7 @@ def test_a_run_that_was_resumed_before_sends_no_step_twice(sac, tmp_path, monkey
     sent = []
     wandb_run = SimpleNamespace(log=lambda scalars, step: sent.append(step))
     monkeypatch.setattr(sac, "start_wandb", lambda *_: wandb_run)
+    (tmp_path / "wandb").mkdir()
     for start, end in ((0, 90), (50, 60), (50, 100)):
         args = sac.Args(track=True, resume=tmp_path if start else None)
         logger = sac.Logger(args, tmp_path, start)
@@ -714,6 +715,21 @@ def test_a_run_that_was_resumed_before_sends_no_step_twice(sac, tmp_path, monkey
         logger.close()
         time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
     assert sent == list(range(10, 110, 10))
+
+
+def test_a_run_that_is_tracked_from_a_resume_on_sends_all_that_follows(sac, tmp_path, monkeypatch):
+    """Recorded without Weights & Biases until step 90, and resumed at 50: nothing was sent."""
+    sent = []
+    wandb_run = SimpleNamespace(log=lambda scalars, step: sent.append(step))
+    monkeypatch.setattr(sac, "start_wandb", lambda *_: wandb_run)
+    for track, start, end in ((False, 0, 90), (True, 50, 100)):
+        args = sac.Args(track=track, resume=tmp_path if start else None)
+        logger = sac.Logger(args, tmp_path, start)
+        for step in range(start + 10, end + 10, 10):
+            logger.log({"charts/SPS": 1.0}, step)
+        logger.close()
+        time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
+    assert sent == [60, 70, 80, 90, 100]
 
 
 @slow
