@@ -858,7 +858,7 @@ def main():
     # What cannot be made or recorded fails now, not hours later.
     env = make_env(args, Path("unused") if args.capture_video else None)
     args.env_id = full_name(args, env)
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    device = device_of(args)
     check_memory(args, env, device)
     prepare_machine(args, device)
     torch.manual_seed(args.seed)
@@ -1560,8 +1560,7 @@ def print_resume(args: Args, checkpoint: dict, changed: list[str]):
     else:
         print(f"resuming at step {step:,}")
     changed = [key for key in changed if key not in WATCHING_FLAGS]
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    now, before = versions(device), checkpoint["versions"]
+    now, before = versions(device_of(args)), checkpoint["versions"]
     changed += [name for name in now | before if now.get(name) != before.get(name)]
     if changed:
         what = ", ".join(sorted(changed))
@@ -1929,6 +1928,10 @@ def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, f
 
 
 # Speed: nothing here changes the algorithm, only how numbers are rounded --------------------------
+
+def device_of(args: Args) -> torch.device:
+    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+
 
 def prepare_machine(args: Args, device: torch.device):
     torch.set_num_threads(args.threads)
