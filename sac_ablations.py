@@ -1781,7 +1781,8 @@ def check_variants(args: Args):
     within(args, 1, 1000, "n_critics", "layers", "stack", "action_repeat", "policy_frequency")
     within(args, 1, 1_000_000, "hidden")
     within(args, 1, MANY, "update_interval", "target_network_frequency")
-    within(args, 0, args.n_critics, "critics_subset")
+    within(args, 0, 1000, "critics_subset")
+    must_not_exceed(args, "critics_subset", "n_critics")
     within(args, 1e-9, 1e9, "alpha", "reward_scale")
     within(args, 1e-9, 1000, "updates_per_step")
     if args.target_entropy is not None and args.target_entropy_scale != Args.target_entropy_scale:

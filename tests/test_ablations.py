@@ -1791,7 +1791,7 @@ def refusal(monkeypatch, capsys, folder, *arguments):
 OUT_OF_BOUNDS = "n-critics=0 policy-frequency=0 hidden=0 layers=0 stack=0 update-interval=0 "
 OUT_OF_BOUNDS += "action-repeat=0 target-network-frequency=0 alpha=0 alpha=-1 alpha=nan "
 OUT_OF_BOUNDS += "reward-scale=0 updates-per-step=0 dropout=-0.1 dropout=1 policy-l2=-1 "
-OUT_OF_BOUNDS += "critics-subset=-1 critics-subset=3 alpha-lr=-1 random-steps=-2 "
+OUT_OF_BOUNDS += "critics-subset=-1 alpha-lr=-1 random-steps=-2 "
 OUT_OF_BOUNDS += "target-entropy=nan target-entropy-scale=inf log-std-min=-101 log-std-max=101"
 
 
@@ -1817,6 +1817,7 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
         ("--updates-per-step=0.01", "no update .*raise --updates-per-step"),
         ("--total-timesteps=2e7 --target-network-frequency=2", "--target-network-frequency 2 "),
         ("--total-timesteps=2e7 --buffer-size=2e7 --prioritized-replay", "lower --buffer-size"),
+        ("--critics-subset=3", r"--critics-subset 3 .*--n-critics \(2\): lower"),
         ("--value-network --critics-subset=1", "--critics-subset with --value-network"),
         ("--no-autotune --alpha-lr=1e-3", "--alpha-lr is .*leave it or --no-autotune out"),
         ("--no-autotune --target-entropy=-3", "--target-entropy is .*learned temperature"),
