@@ -368,12 +368,23 @@ def test_a_resume_by_another_version_warns(sac, finished):
     + [pytest.param("mujoco", marks=only_dmc)],  # noted where it is used
 )
 def test_each_version_is_noted_and_a_change_of_it_warned_of(sac, name, capsys):
+    args = sac.Args(cuda=False)
     noted = sac.versions(torch.device("cpu"))
     assert name in noted
-    sac.print_resume(sac.Args(), {"step": 30, "versions": noted}, [])
+    sac.print_resume(args, {"step": 30, "versions": noted}, [])
     assert not capsys.readouterr().err
-    sac.print_resume(sac.Args(), {"step": 30, "versions": noted | {name: "of long ago"}}, [])
+    sac.print_resume(args, {"step": 30, "versions": noted | {name: "of long ago"}}, [])
     assert f"warning: {name} changed: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_a_gpu_is_noted_only_by_the_runs_that_use_it(sac, cuda, monkeypatch, capsys):
+    noted = sac.versions(torch.device("cpu"))
+    assert noted["gpu"] is False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    sac.print_resume(sac.Args(cuda=cuda), {"step": 30, "versions": noted}, [])
+    assert ("warning: gpu changed: " in capsys.readouterr().err) == cuda
 
 
 @pytest.mark.parametrize("key", ["count", "random", "rows", "agent", "step"])
