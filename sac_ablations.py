@@ -1606,11 +1606,18 @@ def resumable(folder: Path, is_new: bool):
             raise
         what = f"error: {in_one_line(cause)}" if isinstance(cause, OSError) else "stopped"
         stop(f"{what}. {how_to_continue(folder)}")
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except RuntimeError as error:
+        if not is_of_compiler(error):
+            raise
         what = f"error: the update cannot be compiled, add --compile off ({in_one_line(error)})"
         stop(f"{what}. {how_to_continue(folder)}")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def is_of_compiler(error: Exception) -> bool:
+    """By names, for an import of the compiler takes seconds."""
+    return any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__)
 
 
 def how_to_continue(folder: Path) -> str:
