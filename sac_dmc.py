@@ -1072,7 +1072,8 @@ def resumable(folder: Path, is_new: bool):
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(cause, BrokenPipeError):
             raise
-        what = f"error: {in_one_line(cause)}" if isinstance(cause, OSError) else "stopped"
+        # Not in the line in which the terminal shows Ctrl-C.
+        what = f"error: {in_one_line(cause)}" if isinstance(cause, OSError) else "\nstopped"
         stop(f"{what}. {how_to_continue(folder)}")
     except RuntimeError as error:
         if not is_of_compiler(error):
@@ -1236,8 +1237,9 @@ def check_flags(args: Args):
     within(args, 1e-9, 1, "tau", "policy_lr", "q_lr")
     within(args, 0, 2**63 - 1, "seed")
     if args.learning_starts < steps_per_round(args):  # the first update needs transitions
-        least = f"must be at least {steps_per_round(args)}, one action of every environment"
-        fail(f"--learning-starts {args.learning_starts} {least}: raise it")
+        bound = f"must be at least {steps_per_round(args)}"
+        why = f"one action in each of --num-envs {args.num_envs}"
+        fail(f"--learning-starts {args.learning_starts} {bound}, {why}: raise it")
     must_not_exceed(args, "num_envs", "buffer_size")
     must_not_exceed(args, "batch_size", "buffer_size")
     if args.total_timesteps <= args.learning_starts:

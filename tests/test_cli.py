@@ -168,7 +168,7 @@ def test_a_video_of_no_evaluation_is_refused(sac, tmp_path):
 @repeats
 def test_learning_starts_within_the_first_action_is_refused(sac, tmp_path):
     line = refusal(tmp_path, sac, f"{small(sac)} --learning-starts 4 --action-repeat 8")
-    assert "--learning-starts 4 must be at least 8, one action of every environment" in line
+    assert "--learning-starts 4 must be at least 8, one action in each of --num-envs 1" in line
 
 
 def test_mistakes_in_two_flags(sac, tmp_path):
