@@ -790,7 +790,9 @@ def test_what_is_said_of_tau_on_new_seeds_is_so():
     balance, swingup = less
     fewer = np.mean(balance[0]) - np.mean(balance[1])
     low, high = welch(*balance)
-    told = "over training it returns {:.0f} more on balance, {:.0f} on swingup; at the end {:.0f} less"
+    told = (
+        "over training it returns {:.0f} more on balance, {:.0f} on swingup; at the end {:.0f} less"
+    )
     told += " on balance ({} to {}, Welch's t), on swingup not significantly different"
     assert float(low) > 0
     assert told.format(*more, fewer, low, high) in text
