@@ -655,7 +655,8 @@ def offline(tmp_path_factory):
 @once
 class TestTracked:
     @pytest.fixture(scope="class")
-    def tracked(self, sac, case, offline):
+    @classmethod
+    def tracked(cls, sac, case, offline):
         given = flags(case, total_timesteps=400, exp_name="tracked", track=True)
         ended = helpers.run(offline, sac, words(**given, capture_video=True))
         assert ended.code == 0, ended.err
@@ -741,7 +742,8 @@ class TestKilledAndResumed:
     """
 
     @pytest.fixture(scope="class")
-    def killed(self, sac, case, offline):
+    @classmethod
+    def killed(cls, sac, case, offline):
         given = flags(case, checkpoint_frequency=200, log_frequency=5, eval_frequency=300)
         with open("log.txt", "w") as file:
             process = subprocess.Popen(
