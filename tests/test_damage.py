@@ -1165,6 +1165,12 @@ def test_an_update_that_cannot_be_compiled_says_how_to_go_on(script, tmp_path):
     assert command == f"  python sac_continuous.py --resume runs/{only_run(tmp_path).name}"
 
 
+def test_an_error_of_the_script_itself_is_no_matter_of_the_compiler(script, tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"):
+        with script.module.resumable(tmp_path, is_new=False):
+            raise RuntimeError("shapes cannot be multiplied")
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
