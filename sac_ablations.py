@@ -1604,7 +1604,7 @@ def resumable(folder: Path, is_new: bool):
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(cause, BrokenPipeError):
             raise
-        # Not in the line in which the terminal shows Ctrl-C.
+        # The terminal shows Ctrl-C as ^C, so "stopped" begins a new line.
         what = f"error: {in_one_line(cause)}" if isinstance(cause, OSError) else "\nstopped"
         stop(f"{what}. {how_to_continue(folder)}")
     except RuntimeError as error:

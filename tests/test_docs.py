@@ -819,7 +819,8 @@ def test_what_is_said_of_the_tuned_setting_is_so():
         more.append(np.mean(over[1]) - np.mean(over[0]))
         undecided += [welch(ends[1], ends[0]), welch(ends[1], ends[2]), welch(over[1], over[2])]
     told = "over training it returns {:.0f} more than the default on balance, {:.0f} on swingup; "
-    told += "final returns are not significantly different, nor is it from tau 0.05 alone"
+    told += "final returns are not significantly different; "
+    told += "neither measure is significantly different from that of tau 0.05 alone"
     assert told.format(*more) in text
     assert all(float(low) < 0 < float(high) for low, high in undecided)
 
@@ -834,7 +835,7 @@ def test_what_is_said_of_the_search_is_so():
     best, default = float(ranked[0]["score"]), float(trials[0]["score"])
     told = f"finished {len(trials)} trials and pruned {len(trials) - len(complete)} of them. "
     told += f"The best setting scores {best:.2f}, the default {default:.2f}, "
-    told += f"which is place {place} of {len(complete)}"
+    told += f"which is place {place} of the {len(complete)} not pruned"
     assert told in text
     # What the study runs is the best setting, rounded.
     words = STUDIES["tuned"].variants["tuned"].split()

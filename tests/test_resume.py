@@ -304,7 +304,7 @@ def test_an_agent_that_is_not_finite_is_never_the_best(sac, tmp_path, capsys):
     """The critics do not act, so an evaluation does not tell."""
     agent = sac.SAC(3, 1, sac.Args())
     torch.nn.init.constant_(agent.target_critics.biases[0], np.nan)
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="^1$"):
         sac.save_if_best(tmp_path, agent, 7, 1.0)
     said = capsys.readouterr().err
     assert re.fullmatch("error: target_critics.* is not finite at step 7; .*\n", said)

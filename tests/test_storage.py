@@ -563,7 +563,7 @@ def test_interrupted_and_resumed_is_never_interrupted(start, monkeypatch, flags)
     stop = 40 // flags.get("num_envs", 1)
     with monkeypatch.context() as patch:
         patch.setattr(sac.Threads, "give_way", interrupt_at(stop))
-        with pytest.raises(SystemExit, match="1"):
+        with pytest.raises(SystemExit, match="^1$"):
             start("Drawn", **flags)
     (folder,) = {*whole_folder.parent.iterdir()} - {whole_folder}
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 27
