@@ -42,6 +42,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -149,7 +150,7 @@ class Args:
     random_steps: int = -1  # steps of random actions; -1: as many as --learning-starts
     hold_noise: int = 1  # how often in a row each random action is taken
     truncation_terminates: bool = False  # take time limits for ends of the task
-    combined_replay: bool = False  # CER: each batch holds the newest rows, one per environment
+    combined_replay: bool = False  # CER: each batch has the newest rows stored, --num-envs of them
     prioritized_replay: bool = False  # PER: sample by TD error, weight by importance
     n_step: int = 1  # rewards that a target sums before it bootstraps
 
@@ -845,6 +846,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
         running &= ~ended
         if not running.any():
             break
+    success[running] = success_of_cut(success, info, running)
     envs.close()
     if video:
         check_video(video)
@@ -1170,6 +1172,15 @@ def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
     if "is_success" not in final:
         return np.full(ended.sum(), np.nan)
     return np.where(final["_is_success"], final["is_success"], np.nan)[ended]
+
+
+def success_of_cut(success: np.ndarray, info: dict, cut: np.ndarray) -> np.ndarray:
+    """Success of the episodes that evaluation has `cut` (E,): what their last step says.
+
+    Where that says nothing, 0 if other episodes reported theirs in `success` (E,), else nan.
+    """
+    said = reported_success({"final_info": info}, cut)
+    return said if np.isnan(success).all() else np.nan_to_num(said)
 
 
 def steps_per_round(args: Args) -> int:
@@ -1617,7 +1628,7 @@ def resumable(folder: Path, is_new: bool):
 
 
 def is_of_compiler(error: Exception) -> bool:
-    """By names, for an import of the compiler takes seconds."""
+    """Known by its names: to import the compiler takes seconds."""
     return any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__)
 
 
@@ -1632,7 +1643,8 @@ def how_to_continue(folder: Path) -> str:
 def command(*words: str | Path) -> str:
     """This script with other words, called as it was."""
     caller = ["uv", "run"] if "UV" in os.environ else ["python"]
-    return shlex.join([*caller, sys.argv[0], *map(str, words)])
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join  # cmd.exe knows no '
+    return join([*caller, sys.argv[0], *map(str, words)])
 
 
 def stop(message: str):
@@ -1686,7 +1698,7 @@ def parse_args() -> tuple[Args, list[str]]:
     changed = [key for key in saved if saved[key] != getattr(args, key)]
     for key in FIXED_FLAGS:
         if key in changed:
-            fail(f"{flag(key)} cannot change in a run: it was {saved[key]}")
+            fail(f"{flag(key)} cannot change in a run: it was {saved[key]}, leave the flag out")
     return args, [key for key in changed if key not in ("resume", "evaluate")]
 
 
@@ -1778,7 +1790,11 @@ def check_flags(args: Args):
     must_not_exceed(args, "num_envs", "buffer_size")
     must_not_exceed(args, "batch_size", "buffer_size")
     if args.total_timesteps <= args.learning_starts:
-        fix = f"train longer, or add --learning-starts {max(1, args.total_timesteps // 3)}"
+        least = args.n_step * steps_per_round(args)
+        sooner = max(least, args.total_timesteps // 3)
+        fix = "train longer"
+        if sooner < args.total_timesteps:
+            fix += f", or add --learning-starts {sooner}"
         must = f"must exceed --learning-starts ({args.learning_starts})"
         fail(f"--total-timesteps {args.total_timesteps} {must}: {fix}")
     check_updates(args)
@@ -1808,9 +1824,10 @@ def check_variants(args: Args):
     must_not_exceed(args, "log_std_min", "log_std_max")
     for key in ("alpha_lr", "target_entropy", "target_entropy_scale", "alpha_loss"):
         if not args.autotune and getattr(args, key) != getattr(Args, key):
-            fail(f"{flag(key)} is for a learned temperature: leave it or --no-autotune out")
+            fail(f"{flag(key)} is for a learned temperature: leave it out or add --autotune")
     if args.value_network and args.critics_subset:
-        fail("--critics-subset with --value-network, which makes the targets: leave one out")
+        fix = "leave it out or add --no-value-network"
+        fail(f"--critics-subset with --value-network, which makes the targets: {fix}")
     check_storage(args)
 
 
@@ -1869,12 +1886,12 @@ def check_episodes(args: Args, env: gym.Env):
         print(f"warning: --checkpoint-frequency {args.checkpoint_frequency} {cut}", file=sys.stderr)
 
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes
+
+
 def check_memory(args: Args, env: gym.Env, device: torch.device):
     """Fail if the replay buffer, or the arrays of one update, need more memory than is free."""
-    if device.type == "cpu":
-        free = psutil.virtual_memory().available
-    else:
-        free, _ = torch.cuda.mem_get_info()
+    free = free_memory(device)
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     row_bytes = 4 * (2 * obs_dim + action_dim + 2 + args.prioritized_replay + (args.n_step > 1))
     actions = args.total_timesteps // steps_per_action(args)
@@ -1882,7 +1899,7 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
     replay_bytes = rows * row_bytes
     # Some 8 arrays of hidden units live at once for each layer and critic.
     units = args.hidden * args.layers * args.n_critics
-    update_bytes = args.batch_size * (row_bytes + 4 * 8 * units)
+    update_bytes = 0 if args.evaluate else args.batch_size * (row_bytes + 4 * 8 * units)
     # Weights, slow copies, gradients and Adam's moments.
     inputs = obs_dim + action_dim + args.hidden * (args.layers - 1)  # of all hidden layers
     network_bytes = 4 * 5 * (args.n_critics + 1) * args.hidden * inputs
@@ -1893,6 +1910,17 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
     shapes = f"observations ({obs_dim},), actions ({action_dim},)"
     buffer = "" if args.evaluate else f", replay buffer up to {replay_bytes / 1e6:.1f} MB"
     print(f"{args.env_id} on {device}: {shapes}{buffer}")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the GPU, or on this machine within the limit of its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    free = psutil.virtual_memory().available
+    try:
+        return min(free, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # it is no container, or has no limit ("max")
+        return free
 
 
 def check_wandb(args: Args):

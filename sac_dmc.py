@@ -46,6 +46,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -393,6 +394,7 @@ def evaluate(agent: SAC, args: Args, step: int, stochastic=False, video=None, st
         running &= ~ended
         if not running.any():
             break
+    success[running] = success_of_cut(success, info, running)
     envs.close()
     if video:
         check_video(video)
@@ -646,6 +648,15 @@ def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
     if "is_success" not in final:
         return np.full(ended.sum(), np.nan)
     return np.where(final["_is_success"], final["is_success"], np.nan)[ended]
+
+
+def success_of_cut(success: np.ndarray, info: dict, cut: np.ndarray) -> np.ndarray:
+    """Success of the episodes that evaluation has `cut` (E,): what their last step says.
+
+    Where that says nothing, 0 if other episodes reported theirs in `success` (E,), else nan.
+    """
+    said = reported_success({"final_info": info}, cut)
+    return said if np.isnan(success).all() else np.nan_to_num(said)
 
 
 def steps_per_round(args: Args) -> int:
@@ -1085,7 +1096,7 @@ def resumable(folder: Path, is_new: bool):
 
 
 def is_of_compiler(error: Exception) -> bool:
-    """By names, for an import of the compiler takes seconds."""
+    """Known by its names: to import the compiler takes seconds."""
     return any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__)
 
 
@@ -1100,7 +1111,8 @@ def how_to_continue(folder: Path) -> str:
 def command(*words: str | Path) -> str:
     """This script with other words, called as it was."""
     caller = ["uv", "run"] if "UV" in os.environ else ["python"]
-    return shlex.join([*caller, sys.argv[0], *map(str, words)])
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join  # cmd.exe knows no '
+    return join([*caller, sys.argv[0], *map(str, words)])
 
 
 def stop(message: str):
@@ -1154,7 +1166,7 @@ def parse_args() -> tuple[Args, list[str]]:
     changed = [key for key in saved if saved[key] != getattr(args, key)]
     for key in FIXED_FLAGS:
         if key in changed:
-            fail(f"{flag(key)} cannot change in a run: it was {saved[key]}")
+            fail(f"{flag(key)} cannot change in a run: it was {saved[key]}, leave the flag out")
     return args, [key for key in changed if key not in ("resume", "evaluate")]
 
 
@@ -1243,7 +1255,11 @@ def check_flags(args: Args):
     must_not_exceed(args, "num_envs", "buffer_size")
     must_not_exceed(args, "batch_size", "buffer_size")
     if args.total_timesteps <= args.learning_starts:
-        fix = f"train longer, or add --learning-starts {max(1, args.total_timesteps // 3)}"
+        least = steps_per_round(args)
+        sooner = max(least, args.total_timesteps // 3)
+        fix = "train longer"
+        if sooner < args.total_timesteps:
+            fix += f", or add --learning-starts {sooner}"
         must = f"must exceed --learning-starts ({args.learning_starts})"
         fail(f"--total-timesteps {args.total_timesteps} {must}: {fix}")
     if len(folder_name(args).encode()) > 255:
@@ -1265,25 +1281,36 @@ def check_episodes(args: Args, env: gym.Env):
         print(f"warning: --checkpoint-frequency {args.checkpoint_frequency} {cut}", file=sys.stderr)
 
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes
+
+
 def check_memory(args: Args, env: gym.Env, device: torch.device):
     """Fail if the replay buffer, or the arrays of one update, need more memory than is free."""
-    if device.type == "cpu":
-        free = psutil.virtual_memory().available
-    else:
-        free, _ = torch.cuda.mem_get_info()
+    free = free_memory(device)
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     row_bytes = 4 * (2 * obs_dim + action_dim + 2)
     actions = args.total_timesteps // steps_per_action(args)
     rows = 0 if args.evaluate else min(args.buffer_size, actions)
     replay_bytes = rows * row_bytes
     # Some 32 arrays of hidden units live at once.
-    update_bytes = args.batch_size * (row_bytes + 4 * 32 * 256)
+    update_bytes = 0 if args.evaluate else args.batch_size * (row_bytes + 4 * 32 * 256)
     for key, needed in {"buffer_size": replay_bytes, "batch_size": update_bytes}.items():
         if needed > free:
             fail(f"{flag(key)} takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free: lower it")
     shapes = f"observations ({obs_dim},), actions ({action_dim},)"
     buffer = "" if args.evaluate else f", replay buffer up to {replay_bytes / 1e6:.1f} MB"
     print(f"{args.env_id} on {device}: {shapes}{buffer}")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the GPU, or on this machine within the limit of its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    free = psutil.virtual_memory().available
+    try:
+        return min(free, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # it is no container, or has no limit ("max")
+        return free
 
 
 def check_wandb(args: Args):

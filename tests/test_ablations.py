@@ -1818,8 +1818,8 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
         ("--total-timesteps=2e7 --target-network-frequency=2", "--target-network-frequency 2 "),
         ("--total-timesteps=2e7 --buffer-size=2e7 --prioritized-replay", "lower --buffer-size"),
         ("--critics-subset=3", r"--critics-subset 3 .*--n-critics \(2\): lower"),
-        ("--value-network --critics-subset=1", "--critics-subset with --value-network"),
-        ("--no-autotune --alpha-lr=1e-3", "--alpha-lr is .*leave it or --no-autotune out"),
+        ("--value-network --critics-subset=1", "--value-network, .*or add --no-value-network"),
+        ("--no-autotune --alpha-lr=1e-3", "--alpha-lr is .*leave it out or add --autotune"),
         ("--no-autotune --target-entropy=-3", "--target-entropy is .*learned temperature"),
         ("--preset=spinningup --target-entropy-scale=2", "--target-entropy-scale is "),
         ("--target-entropy=-3 --target-entropy-scale=2", "--target-entropy-scale .*leave it or"),
@@ -1830,6 +1830,20 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
 def test_what_could_not_work_is_refused_in_one_line(monkeypatch, capsys, tmp_path, flags, mend):
     err = refusal(monkeypatch, capsys, tmp_path, *flags.split())
     assert re.fullmatch(f"error: .*{mend}.*\n", err), err
+
+
+@pytest.mark.parametrize(
+    "flags, mend",
+    [
+        ("--preset=spinningup --alpha-lr=1e-3", "--autotune"),
+        ("--preset=lunarlander --critics-subset=2", "--no-value-network"),
+    ],
+)
+def test_what_a_preset_brings_along_can_be_taken_back(monkeypatch, capsys, tmp_path, flags, mend):
+    words = f"{flags} --total-timesteps 1e6".split()
+    assert f"add {mend}\n" in refusal(monkeypatch, capsys, tmp_path, *words)
+    monkeypatch.setattr(sys, "argv", ["sac_ablations.py", *words, mend])
+    sac.check_flags(sac.parse_args()[0])
 
 
 CHOICES = "preset init activation log-std heads tanh-correction alpha-loss".split()

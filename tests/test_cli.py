@@ -323,6 +323,27 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("limit, fits", [("4000000\n", False), ("max\n", True), (None, True)])
+def test_a_container_has_no_more_memory_than_its_limit(sac, tmp_path, monkeypatch, limit, fits):
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(sac, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    memory = SimpleNamespace(available=10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert sac.free_memory(torch.device("cpu")) == (10**9 if fits else 4_000_000)
+
+
+def test_an_evaluation_takes_no_memory_for_updates(sac, monkeypatch, capsys):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    args = sac.Args(env_id=small(sac).split()[1], batch_size=10**6, buffer_size=10**6)
+    env = sac.make_env(args)
+    with pytest.raises(SystemExit):
+        sac.check_memory(args, env, torch.device("cpu"))
+    assert "--batch-size takes" in capsys.readouterr().err
+    args.evaluate = Path("runs/finished")
+    sac.check_memory(args, env, torch.device("cpu"))
+
+
 @by_gymnasium
 @pytest.mark.parametrize("first", range(len(MISTAKES)))
 def test_checks_come_in_the_order_cheap_to_dear(sac, finished, tmp_path, monkeypatch, first):

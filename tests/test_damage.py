@@ -429,7 +429,9 @@ def test_a_fixed_flag_that_args_json_lacks_cannot_change(script, finished, tmp_p
     (finished / "args.json").write_text(json.dumps(saved))
     ended = run(tmp_path, script.module, "--resume runs/finished --reward-scale 5")
     assert ended.code == 2
-    assert ended.err.endswith("error: --reward-scale cannot change in a run: it was 1.0\n")
+    assert ended.err.endswith(
+        "error: --reward-scale cannot change in a run: it was 1.0, leave the flag out\n"
+    )
 
 
 @parent_only
@@ -934,6 +936,21 @@ def test_the_length_alone_is_refused_with_what_would_mend_it(script, refusal):
     script.module.check_flags(mended)
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("flags", ["--num-envs 64", "--num-envs 4 --n-step 10"])
+def test_the_mend_of_the_length_fits_the_other_flags(script, refusal, flags):
+    if "n-step" in flags and script.module.__name__ != "sac_ablations":
+        pytest.skip("a flag of sac_ablations.py")
+    length = f"--env-id {script.module.Args().env_id} {flags} --total-timesteps"
+    line = refusal(f"{length} 100")
+    (mend,) = re.findall("add --learning-starts ([0-9]+)", line)
+    assert 33 < int(mend) < 100
+    monkey = dict(total_timesteps=100, learning_starts=int(mend))
+    monkey |= {word[2:].replace("-", "_"): int(n) for word, n in zip(*[iter(flags.split())] * 2)}
+    script.module.check_flags(script.module.Args(**monkey))
+    assert refusal(f"{length} 20").endswith(": train longer\n")
+
+
 @parent_only
 @pytest.mark.parametrize("number", ["1e6", "1E6", "1e+6", "1.5e3", "1_000"])
 def test_powers_of_ten_are_counts(script, monkeypatch, number):
@@ -1203,6 +1220,16 @@ def test_a_script_that_uv_runs_is_called_as_it_was(script, monkeypatch):
             monkeypatch.setenv("UV", uv)
         said = script.module.command("--resume", Path("runs/x"))
         assert said == f"{caller} 'my sac.py' --resume runs/x"
+
+
+def test_a_command_for_windows_has_no_single_quotes(script, monkeypatch):
+    """cmd.exe would hand them on as part of the name."""
+    monkeypatch.delenv("UV", raising=False)
+    monkeypatch.setattr(sys, "argv", ["my sac.py"])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        said = script.module.command("--resume", "runs\\x")
+    assert said == 'python "my sac.py" --resume runs\\x'
 
 
 @parent_only

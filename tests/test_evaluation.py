@@ -254,6 +254,54 @@ def test_the_rate_of_success_is_logged_where_it_is_reported(sac, train):
     assert "eval/success_rate" not in records
 
 
+class Endless(gym.Env):
+    """Every third instance ends after three steps and succeeds; the others never end."""
+
+    observation_space = Box(-1, 1, (1,))
+    action_space = Box(-1, 1, (1,))
+    instances = 0
+
+    def __init__(self, at_each_step):
+        self.at_each_step = at_each_step
+        self.ends = Endless.instances % 3 == 0
+        Endless.instances += 1
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        done = self.ends and self.t == 3
+        at_last = self.at_each_step == "and all succeed" and self.t >= 3
+        said = {"is_success": done or at_last} if done or self.at_each_step else {}
+        return np.zeros(1, np.float32), 1.0, done, False, said
+
+
+@pytest.mark.parametrize(
+    "at_each_step, expected",
+    [(True, [1, 0, 0, 1]), (False, [1, 0, 0, 1]), ("and all succeed", [1, 1, 1, 1])],
+)
+def test_episodes_that_are_cut_count_among_the_successes(sac, at_each_step, expected, monkeypatch):
+    """Left out, one success beside three episodes without end would be a rate of 1."""
+    env_id = register("Endless", Endless, at_each_step=at_each_step)
+    agent, args = new_agent(sac, env_id, eval_episodes=4)
+    monkeypatch.setattr(Endless, "instances", 0)
+    monkeypatch.setattr(sac, "steps_per_action", lambda args: 500)  # cut after 20 steps
+    returns, success = sac.evaluate(agent, args, step=0)
+    np.testing.assert_array_equal(success, expected)
+    np.testing.assert_array_equal(returns, [3, 20, 20, 3])
+
+
+def test_where_no_episode_ends_and_none_says_so_there_is_no_success(sac, monkeypatch):
+    env_id = register("Endless", Endless, at_each_step=False)
+    agent, args = new_agent(sac, env_id, eval_episodes=2)
+    monkeypatch.setattr(Endless, "instances", 1)  # neither of the next two ends
+    monkeypatch.setattr(sac, "steps_per_action", lambda args: 500)
+    _, success = sac.evaluate(agent, args, step=0)
+    assert np.isnan(success).all() and len(success) == 2
+
+
 def test_success_is_put_in_words(sac):
     assert sac.in_words(np.array([1.0, np.nan, 0.0, 1.0])) == ", success in 2 of 3"
     assert sac.in_words(np.array([0.0])) == ", success in 0 of 1"
