@@ -57,7 +57,7 @@ def draw_environment(axes, study: Study, rows: Rows, env_id: str, reference: pd.
     over_steps, over_hours, ends = axes
     mine = rows.returns.assign(hours=hours_of(rows))
     mine = mine[mine.env_id == env_id]
-    places = [label for label in study.variants if study.only.get(label, env_id) == env_id]
+    places = study.variants_in(env_id)
     for label, style in zip(study.variants, itertools.cycle(STYLES)):
         table = mine[mine.variant == label]
         runs = table.pivot(index="step", columns="seed", values="return").dropna()

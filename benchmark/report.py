@@ -87,11 +87,11 @@ def tabulate_returns(study: Study, rows: Rows, env_id: str, reference: pd.DataFr
     """What the runs in one environment ended with, and the published ones below them."""
     scores, speeds = finals(study, rows), finals(study, rows, "steps_per_second")
     bests = finals(study, rows, "best")
-    labels = [label for label in study.variants if study.only.get(label, env_id) == env_id]
+    labels = study.variants_in(env_id)
     default, lines = scores[env_id, labels[0]], []
     for label in labels:
         x = scores[env_id, label]
-        planned = f"{len(x)} of {study.seeds_in.get(env_id, study.seeds)}"
+        planned = f"{len(x)} of {len(study.seeds_of(env_id))}"
         best = f"{bests[env_id, label].mean():.1f}" if len(x) else "-"
         recorded = pd.Series(speeds[env_id, label]).dropna()
         speed = f"{recorded.median():.0f}" if len(recorded) else "-"

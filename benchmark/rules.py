@@ -23,12 +23,8 @@ SOURCES = {
 class Rule(NamedTuple):
     """What must hold in one environment: `variant` is ... `other`, at the end of training.
 
-    "Return over training" is the mean of all evaluations instead: how fast it learns.
-
-    It is judged by the 95 % bootstrap interval, over seeds, of the difference of means. Above, or
-    below: confirmed where that lies above, or below, zero, refuted where it lies on the other side.
-    Like: confirmed where it lies within 10 % of `other`, refuted where it has no part of that. All
-    else is undecided.
+    "Return over training" is the mean of all evaluations instead: how fast it learns. "Like" is
+    within 10 % of `other`. judge.decide() says when a rule is confirmed or refuted.
     """
 
     env_id: str
@@ -59,6 +55,12 @@ class Study:
     flags_in: dict[str, str] = field(default_factory=dict)  # environment: flags of its runs
     seeds_in: dict[str, int] = field(default_factory=dict)  # environment: how many, if not `seeds`
 
+    def variants_in(self, env_id: str) -> list[str]:
+        return [label for label in self.variants if self.only.get(label, env_id) == env_id]
+
+    def seeds_of(self, env_id: str) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds_in.get(env_id, self.seeds))
+
     def mistake(self) -> str | None:
         """What keeps its claim from being judged; the flags are the script's to check."""
         if not (self.envs and self.variants and self.seeds > 0):
@@ -74,7 +76,7 @@ class Study:
             if name not in known:
                 return f"names {name}, which is none of {', '.join(known)}"
         for env_id in self.envs:
-            if all(self.only.get(label, env_id) != env_id for label in self.variants):
+            if not self.variants_in(env_id):
                 return f"has no variant that runs in {env_id}"
         return next(filter(None, map(self.mistake_of, self.rules)), None)
 
@@ -86,9 +88,9 @@ class Study:
             if isinstance(label, str) and label not in self.variants:
                 known = ", ".join(self.variants)
                 return f"has a rule for {label}, which is none of its variants: {known}"
-            if self.only.get(label, rule.env_id) != rule.env_id:
+            if isinstance(label, str) and label not in self.variants_in(rule.env_id):
                 return f"has a rule for {label} in {rule.env_id}, where it does not run"
-        if self.seeds_in.get(rule.env_id, self.seeds) < DECIDING:
+        if len(self.seeds_of(rule.env_id)) < DECIDING:
             return f"has a rule for {rule.env_id}, which needs {DECIDING} seeds to be judged"
         for word, kind in ((rule.relation, "relation"), (rule.measure, "measure")):
             if word not in (words := get_args(Rule.__annotations__[kind])):

@@ -9,7 +9,6 @@ import csv
 import functools
 import hashlib
 import importlib.util
-import itertools
 import json
 import logging
 import re
@@ -170,7 +169,8 @@ def key_of_folder(folder: Path) -> str:
 @functools.cache
 def committed_runs() -> set[tuple[str, str]]:
     """Keys and seeds of the runs whose results are in the repository."""
-    tables = [csv.DictReader(open(path)) for path in RESULTS.glob("[!.]*/returns.csv")]
+    paths = RESULTS.glob("[!.]*/returns.csv")
+    tables = [csv.DictReader(path.read_text().splitlines()) for path in paths]
     return {(row["key"], row["seed"]) for table in tables for row in table}
 
 
@@ -180,20 +180,18 @@ def committed_runs() -> set[tuple[str, str]]:
 def runs_of(name: str, study: Study, threads: int = 1, variants: tuple[str, ...] = ()) -> list[Run]:
     """All runs of a study: all first seeds, then all second ones, so that it may stop anywhere."""
     grid = []
-    first, most = study.first_seed, max([study.seeds, *study.seeds_in.values()])
-    for seed in range(first, first + most):
-        for env_id, label in itertools.product(study.envs, study.variants):
-            wanted = study.only.get(label, env_id) == env_id and label in (variants or [label])
-            if not wanted or seed >= first + study.seeds_in.get(env_id, study.seeds):
+    for env_id, steps in study.envs.items():
+        common = f"--env-id {env_id} --total-timesteps {steps} {study.flags}"
+        common += f" {study.flags_in.get(env_id, '')}"
+        for label in study.variants_in(env_id):
+            if label not in (variants or [label]):
                 continue
             words = shlex.split(study.variants[label])
             script = words.pop(0) if words and words[0].endswith(".py") else study.script
-            steps = study.envs[env_id]
-            common = f"--env-id {env_id} --total-timesteps {steps} {study.flags}"
-            common += f" {study.flags_in.get(env_id, '')}"
             flags = (*shlex.split(common), *words, "--threads", str(threads))
-            grid.append(Run(name, script, env_id, label, seed, steps, flags))
-    return grid
+            for seed in study.seeds_of(env_id):
+                grid.append(Run(name, script, env_id, label, seed, steps, flags))
+    return sorted(grid, key=lambda run: run.seed)  # of one seed in this order
 
 
 def runs_of_all(
@@ -266,7 +264,10 @@ def read(run: Run, runs: Path) -> Recorded:
     steps, speeds = zip(*scalars.get("charts/SPS", [(0, float("nan"))]))
     lasted = [(b - a) / speed / 3600 for a, b, speed in zip((0, *steps), steps, speeds)]
     # Threads do not tell runs apart.
-    threads = json.loads((folder / "args.json").read_text())["threads"]
+    try:
+        threads = json.loads((folder / "args.json").read_text())["threads"]
+    except (OSError, ValueError):  # it was ended before it wrote its flags
+        return Recorded(row | dict(state=state or "not run"))
     flags = re.sub(r"--threads \d+", f"--threads {threads}", shlex.join(run.flags))
     about = dict(
         state=state or f"not finished, at step {steps[-1]}",

@@ -6,13 +6,15 @@
 Each case trains with the old script and with the new one, each in an empty folder. The last
 checkpoints must agree in every bit: weights, optimizers and temperature by name, the replay buffer,
 the random state, the step. So must the scalars in TensorBoard that both record, but the speed.
-Results of the old script then count as the new one's: see benchmark/runs.py.
+Results of the old script then count as the new one's: see benchmark/runs.py. Cases with flags that
+the old script lacks are left out: none of its results can have them.
 """
 
 import datetime
 import importlib.util
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -37,6 +39,10 @@ RENAMED = {
 }
 # A fixed temperature needs no optimizer: older scripts have one that moves nothing.
 OPTIONAL = "agent.alpha_optimizer."
+
+
+FIELD = re.compile(r"^    (\w+): ", re.M)  # of Args
+FLAG = re.compile(r"--([a-z][a-z-]*)")
 
 
 @dataclass
@@ -126,6 +132,12 @@ def unpack(source: str, scripts: list[str], folder: Path):
         (folder / script).write_text(text)
 
 
+def takes(script: Path, case: Case) -> bool:
+    """Whether a script has all flags of a case."""
+    fields = {"no_" * no + key for key in FIELD.findall(script.read_text()) for no in (0, 1)}
+    return {flag.replace("-", "_") for flag in FLAG.findall(case.flags)} <= fields
+
+
 def train(script: Path, case: Case, folder: Path) -> tuple[dict, dict]:
     """The last checkpoint of a case's run, and its scalars by key."""
     folder.mkdir(parents=True)
@@ -210,10 +222,11 @@ def describe(source: str) -> str:
 
 
 def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]):
-    """Write what was compared. A script is the same if all its cases were run and agreed."""
+    """Write what was compared. A script is the same if all cases that the old one takes agreed."""
     scripts = {}
     for script in dict.fromkeys(outcome.case.script for outcome in outcomes):
         same = {outcome.case for outcome in outcomes if not outcome.difference}
+        same |= {case for case in CASES if case.script == script and not takes(old / script, case)}
         scripts[script] = {side.name: {"code": code_hash(side / script)} for side in (old, new)}
         scripts[script]["same"] = {case for case in CASES if case.script == script} <= same
     packages = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")}
@@ -247,6 +260,10 @@ def main():
         scripts = list(dict.fromkeys(case.script for case in chosen))
         unpack(args.old, scripts, old)
         unpack(args.new, scripts, new)
+        lacking = [case for case in chosen if not takes(old / case.script, case)]
+        chosen = [case for case in chosen if case not in lacking]
+        for case in lacking:
+            print(f"{case.script}, {case.name}: left out, {args.old} lacks its flags", flush=True)
         with ThreadPoolExecutor(args.jobs) as pool:
             work = lambda case: compare(case, old, new, Path(folder, f"case {CASES.index(case)}"))
             for outcome in pool.map(work, chosen):

@@ -34,11 +34,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmark.jobs import die_with_parent  # noqa: E402
-from benchmark.peers import python_of_peers  # noqa: E402
-from benchmark.runs import RESULTS, ROOT, fail  # noqa: E402
-from benchmark.same_bits import describe  # noqa: E402
-from benchmark.speed_parts import floor, memory, row, update  # noqa: E402
+from benchmark.jobs import die_with_parent
+from benchmark.peers import python_of_peers
+from benchmark.runs import RESULTS, ROOT, fail
+from benchmark.same_bits import describe
+from benchmark.speed_parts import floor, memory, row, update
 
 try:
     import pandas as pd

@@ -22,16 +22,8 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmark.runs import RESULTS, ROOT, fail  # noqa: E402
-from benchmark.speed import (  # noqa: E402
-    SCRIPT,
-    Trainer,
-    check_turns,
-    pd,
-    spread,
-    steps_per_second,
-    tabulate,
-)
+from benchmark.runs import RESULTS, ROOT, fail
+from benchmark.speed import SCRIPT, Trainer, check_turns, pd, spread, steps_per_second, tabulate
 
 WARM = 400  # environment steps before the first turn
 GRAPHS, EAGER = "GPU, CUDA graphs", "GPU, eager"

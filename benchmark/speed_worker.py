@@ -17,8 +17,8 @@ cores = sorted(os.sched_getaffinity(0))[: int(threads)] if hasattr(os, "sched_ge
 if cores:  # before any library counts the cores
     os.sched_setaffinity(0, cores)
 
-import gymnasium as gym  # noqa: E402
-import numpy as np  # noqa: E402
+import gymnasium as gym
+import numpy as np
 
 counter = np.memmap(counter_path, np.int64, "r+", shape=(1,))
 env_class = gym.envs.registration.load_env_creator(gym.spec(env_id).entry_point)

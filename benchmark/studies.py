@@ -336,7 +336,7 @@ STUDIES = {
         seeds=3,
         flags_in={"Pendulum-v1": PENDULUM},
         seeds_in={"Pendulum-v1": 5},
-        note="a benchmark of a few hours",
+        note="a benchmark of about an hour on two cores",
     ),
     "dmc-100k": Study(
         dict.fromkeys(FOUR, 100_000),
@@ -344,6 +344,6 @@ STUDIES = {
         script="sac_dmc.py",
         seeds=3,
         diagnostics=True,
-        note="a benchmark of a few hours",
+        note="a benchmark of about two hours on two cores",
     ),
 }

@@ -28,7 +28,7 @@ def tabulate(study: optuna.Study, space) -> pandas.DataFrame:
         # A pruned trial lacks runs.
         score = trial.value if trial.state == TrialState.COMPLETE else math.nan
         row = dict(trial=trial.number, state=trial.state.name.lower(), score=score)
-        row |= dict(steps=trial.last_step or 0)
+        row["steps"] = trial.last_step or 0
         row |= {flag: text_of(trial.params[flag], kind) for flag, kind in space.search.items()}
         row |= scores | trial.user_attrs.get("scores", {})
         row |= {key: trial.user_attrs.get(key, "") for key in ("note", "versions")}
@@ -38,13 +38,11 @@ def tabulate(study: optuna.Study, space) -> pandas.DataFrame:
 
 
 def tabulate_reports(study: optuna.Study) -> pandas.DataFrame:
-    finished = [trial for trial in study.trials if trial.state.is_finished()]
-    rows = [(trial.number, *report) for trial in finished for report in reports_of(trial)]
+    rows = []
+    for trial in study.trials:
+        if trial.state.is_finished():
+            rows += [(trial.number, *report) for report in trial.intermediate_values.items()]
     return pandas.DataFrame(rows, columns=["trial", "step", "score"])
-
-
-def reports_of(trial: FrozenTrial):
-    return trial.intermediate_values.items()
 
 
 def write(study: optuna.Study, space, folder: Path):

@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import math
+import os
 import platform
 import shlex
 import signal
@@ -22,7 +23,7 @@ import optuna
 import tyro
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmark import tables
@@ -101,6 +102,18 @@ def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
 # ---------------------------------------------------------------- trials
 
 
+def cut_to_whole_lines(journal: Path):
+    """Take away what a full disk cut short, for Optuna would append to it."""
+    if not journal.exists():
+        return
+    link = JournalFileSymlinkLock(str(journal))  # other processes may be writing
+    link.acquire()
+    try:
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
+    finally:
+        link.release()
+
+
 @dataclass
 class Tuning:
     name: str
@@ -162,6 +175,7 @@ class Tuning:
         self.code, space = code_hash(ROOT / self.space.script), digest(str(self.space))
         known = {f"{self.name} {code} {space}" for code in same_as(self.code)}
         name = f"{self.name} {self.code} {space}"
+        cut_to_whole_lines(path)
         try:
             storage = JournalStorage(JournalFileBackend(str(path)))
         except (ValueError, KeyError) as error:

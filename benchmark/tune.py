@@ -70,8 +70,8 @@ SPACES = {
 class Args:
     space: Annotated[str, tyro.conf.Positional] = ""  # what to search, as --list prints it
     trials: int = 0  # finished trials wanted in all; no more than there are: the results so far
-    # trials at a time, each with one run at a time
-    jobs: int = cores()
+    # trials at a time, each with one run at a time; by default as many as --threads leave cores for
+    jobs: int | None = None
     threads: int = 1  # CPU threads of each run
     seed: int = 1  # of the sampler
     list: bool = False  # print the spaces, and stop
@@ -82,14 +82,14 @@ class Args:
 
 def report(name: str, study: optuna.Study, space: Space, folder: Path):
     """The best settings, and tables and figures of all trials finished so far."""
-    tables.write(study, space, folder)
-    table = tables.tabulate(study, space)
     # Some may be at work in other processes.
     states = Counter(trial.state for trial in study.trials)
     counts = [f"{states[state]} {state.name.lower()}" for state in TrialState if states[state]]
     say(f"\n{name}: {', '.join(counts)}")
     if not states[TrialState.COMPLETE]:
         sys.exit("no trial is complete, so there are no best settings")
+    tables.write(study, space, folder)
+    table = tables.tabulate(study, space)
     best = table[table["state"] == "complete"]
     best = best.sort_values("score", ascending=False, kind="stable")
     shown = best[["trial", "score", *space.search]].head(5)
@@ -98,8 +98,7 @@ def report(name: str, study: optuna.Study, space: Space, folder: Path):
     for place, (number, score, note) in enumerate(trials, 1):
         if note:
             say(f"{note}: trial {number}, score {score:.3g}, place {place} of {len(best)}")
-    params = study.trials[best.iloc[0]["trial"]].params
-    command = ["python", space.script, *shlex.split(space.flags), *flags_of(params)]
+    command = ["python", space.script, *shlex.split(space.flags), *flags_of(study.best_params)]
     say(f"best: {shlex.join(command)}")
     draw(study, folder)
     say(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -153,9 +152,10 @@ def main():
     if args.space not in SPACES:
         fail(f"no search space {args.space or 'named'}; there are {', '.join(SPACES)}")
     for flag, least in [("trials", 1), ("jobs", 1), ("threads", 1), ("seed", 0)]:
-        if vars(args)[flag] < least:
+        if vars(args)[flag] is not None and vars(args)[flag] < least:
             hint = ", the number of finished trials wanted in all" if flag == "trials" else ""
             fail(f"--{flag} must be at least {least}{hint}")
+    args.jobs = args.jobs or max(1, cores() // args.threads)
     space, runs = SPACES[args.space], Path.cwd() / "runs"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tuning = Tuning(args.space, space, args, runs, RESULTS / f"tune-{args.space}")

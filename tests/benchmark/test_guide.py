@@ -43,9 +43,10 @@ OTHERS = {
 BESIDE = ("git clone ", "python3.11 -m venv ../others", "../others/bin/pip install ", "export ")
 
 
-def example() -> dict[str, Study]:
-    """The study of the reader's own."""
-    (text,) = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
+def examples() -> dict[str, Study]:
+    """The studies of the reader's own, with a script of ours for the reader's copy."""
+    text = "".join(re.findall(r"```python\n(.*?)```", GUIDE, re.S))
+    text = text.replace("my_sac.py", "sac_ablations.py")
     return eval(f"{{{text}}}", {"Study": Study, "Rule": Rule})
 
 
@@ -59,7 +60,7 @@ def test_every_command_is_accounted_for():
 def test_every_command_is_understood(command):
     (name,) = [name for name in PROGRAMS if command.startswith(f"{name} ") or command == name]
     args = vars(tyro.cli(PROGRAMS[name].Args, args=shlex.split(command.removeprefix(name))))
-    assert {*args.get("studies", ())} <= STUDIES.keys() | example().keys()
+    assert {*args.get("studies", ())} <= STUDIES.keys() | examples().keys()
     assert args.get("space", "") in ("", *SPACES)
 
 
@@ -72,8 +73,12 @@ def test_each_task_of_a_job_array_is_a_runner():
     assert tyro.cli(run.Args, args=task[3:]).jobs == 1
 
 
-def test_the_readers_study_is_one():
-    ((name, study),) = example().items()
+@pytest.mark.parametrize("name, study", examples().items())
+def test_the_readers_studies_are_such(name, study):
     assert name not in STUDIES and study.claim and study.mistake() is None
     runs = runs_of(name, study)
     assert f"# {len(runs)} runs" in GUIDE and len({run.key for run in runs}) == len(study.variants)
+
+
+def test_there_is_a_study_of_a_flag_and_one_of_a_copy():
+    assert [*examples()] == ["wide", "mine"]

@@ -30,8 +30,8 @@ def changed(tmp_path):
     return folder
 
 
-def compare(monkeypatch, *flags):
-    monkeypatch.setattr(same_bits, "CASES", CASES)
+def compare(monkeypatch, *flags, cases=CASES):
+    monkeypatch.setattr(same_bits, "CASES", cases)
     monkeypatch.setattr(sys, "argv", ["same_bits", *map(str, flags)])
     with pytest.raises(SystemExit) as stop:
         same_bits.main()
@@ -69,6 +69,32 @@ def test_a_part_of_the_cases_proves_nothing(monkeypatch, tmp_path):
         outcomes = [same_bits.Outcome(case, 1, 1, "") for case in made]
         same_bits.record(path, args, ROOT, ROOT, outcomes)
         assert json.loads(path.read_text())["scripts"]["sac_continuous.py"]["same"] is same
+
+
+def test_cases_with_flags_that_the_old_script_lacks_are_left_out(monkeypatch, tmp_path, capsys):
+    """None of its results can have them, so they are no reason against it."""
+    text = (ROOT / "sac_continuous.py").read_text()
+    assert text.count("    num_envs: int") == 1
+    (tmp_path / "sac_continuous.py").write_text(
+        text.replace("    num_envs: int", "    n_envs: int")
+    )
+    more = same_bits.Case("three", "sac_continuous.py", f"{TINY} --num-envs 3 --no-cuda")
+    cases = [*CASES, more]
+    done = []
+
+    def compare_nothing(case, *_):
+        done.append(case)
+        return same_bits.Outcome(case, 1, 1, "")
+
+    monkeypatch.setattr(same_bits, "compare", compare_nothing)
+    for old, expected in ((tmp_path, CASES), (ROOT, cases)):
+        done.clear()
+        record = tmp_path / "record.json"
+        flags = [old, ROOT, "--record", record]
+        assert compare(monkeypatch, *flags, cases=cases) == 0
+        assert done == expected
+        assert ("three: left out" in capsys.readouterr().out) == (old == tmp_path)
+        assert json.loads(record.read_text())["scripts"]["sac_continuous.py"]["same"] is True
 
 
 @pytest.mark.slow

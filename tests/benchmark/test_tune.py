@@ -670,6 +670,32 @@ def test_a_journal_of_something_else_is_never_continued(monkeypatch, tmp_path, f
     refused(space, "is damaged", "move it away")
 
 
+def test_a_journal_that_a_full_disk_cut_short_is_continued(monkeypatch, tmp_path, fake, capsys):
+    """Its last line is half. Optuna would append to it, and could not read the journal again."""
+    run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "1", "--jobs", "1")
+    journal = tmp_path / "runs" / "tune-tiny.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    for wanted in ("1", "2"):
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", wanted, "--jobs", "1")
+    assert journal.read_bytes().startswith(whole)
+    assert "2 complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, jobs", [([], 4), (["--threads", "2"], 2), (["--threads", "8"], 1)])
+def test_trials_at_a_time_have_cores_for_their_threads(flags, jobs, monkeypatch, tmp_path, fake):
+    class Opened(Exception):
+        pass
+
+    def note(name, space, args, *_):
+        raise Opened(args.jobs)
+
+    monkeypatch.setattr(tune, "cores", lambda: 4)
+    monkeypatch.setattr(tune, "Tuning", note)
+    with pytest.raises(Opened, match=f"^{jobs}$"):
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "1", *flags)
+
+
 # ---------------------------------------------------------------- the built-in spaces
 
 
@@ -698,6 +724,7 @@ def test_the_built_in_spaces_can_be_searched(name, tmp_path):
     assert tuning.claim() is None  # which is the one wanted, and at work
     with pytest.raises(SystemExit, match="no trial is complete"):
         tune.report(name, tuning.study, space, tmp_path / "results")
+    assert not (tmp_path / "results").exists()  # a table without rows could not be read
     assert tuning.steps == space.seeds * sum(env.steps for env in space.envs.values())
 
 
