@@ -42,7 +42,7 @@ OPTIONAL = "agent.alpha_optimizer."
 
 
 FIELD = re.compile(r"^    (\w+): ", re.M)  # of Args
-FLAG = re.compile(r"--([a-z][a-z-]*)")
+FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 
 
 @dataclass

@@ -71,6 +71,11 @@ def test_a_part_of_the_cases_proves_nothing(monkeypatch, tmp_path):
         assert json.loads(path.read_text())["scripts"]["sac_continuous.py"]["same"] is same
 
 
+@pytest.mark.parametrize("case", same_bits.CASES, ids=lambda case: f"{case.script} {case.name}")
+def test_the_scripts_of_today_take_every_case(case):
+    assert same_bits.takes(ROOT / case.script, case)
+
+
 def test_cases_with_flags_that_the_old_script_lacks_are_left_out(monkeypatch, tmp_path, capsys):
     """None of its results can have them, so they are no reason against it."""
     text = (ROOT / "sac_continuous.py").read_text()
