@@ -5,6 +5,7 @@ they differ from the script's defaults. Another text of the script counts as the
 benchmark/same_bits.py has shown that both compute the same bits; its records are in results/proofs.
 """
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -263,12 +264,11 @@ def read(run: Run, runs: Path) -> Recorded:
     row["key"] = key_of_folder(folder)
     steps, speeds = zip(*scalars.get("charts/SPS", [(0, float("nan"))]))
     lasted = [(b - a) / speed / 3600 for a, b, speed in zip((0, *steps), steps, speeds)]
-    # Threads do not tell runs apart.
-    try:
+    flags = shlex.join(run.flags)
+    # Threads do not tell runs apart, and without its flags it may have been stopped at its start.
+    with contextlib.suppress(OSError, ValueError, KeyError):
         threads = json.loads((folder / "args.json").read_text())["threads"]
-    except (OSError, ValueError):  # it was ended before it wrote its flags
-        return Recorded(row | dict(state=state or "not run"))
-    flags = re.sub(r"--threads \d+", f"--threads {threads}", shlex.join(run.flags))
+        flags = re.sub(r"--threads \d+", f"--threads {threads}", flags)
     about = dict(
         state=state or f"not finished, at step {steps[-1]}",
         steps_per_second=round(statistics.median(speeds), 1),

@@ -7,7 +7,7 @@ Each case trains with the old script and with the new one, each in an empty fold
 checkpoints must agree in every bit: weights, optimizers and temperature by name, the replay buffer,
 the random state, the step. So must the scalars in TensorBoard that both record, but the speed.
 Results of the old script then count as the new one's: see benchmark/runs.py. Cases with flags that
-the old script lacks are left out: none of its results can have them.
+the old script lacks are left out: none of its results can have these.
 """
 
 import datetime
@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -82,7 +83,7 @@ KNOBS = {
     "spectral norm": f"{PENDULUM} --spectral-norm --layers 3 --hidden 64",
     "stack and action repeat": f"{PENDULUM} --stack 3 --action-repeat 2",
     "temperature": f"{PENDULUM} --alpha-loss alpha --alpha-lr 1e-3 --target-entropy -0.5",
-    "truncation": f"{PENDULUM} --truncation-terminates --random-steps 300",
+    "truncation": f"{PENDULUM} --gamma 0.9 --truncation-terminates --random-steps 300",
     "n-step returns": f"{PENDULUM} --n-step 3 --num-envs 2",
     "held random actions": f"{PENDULUM} --hold-noise 30",
     "hard targets": f"{PENDULUM} --tau 1 --target-network-frequency 100",
@@ -132,10 +133,17 @@ def unpack(source: str, scripts: list[str], folder: Path):
         (folder / script).write_text(text)
 
 
+def fields_of(script: Path) -> set[str]:
+    return {"no_" * no + key for key in FIELD.findall(script.read_text()) for no in (0, 1)}
+
+
+def flags_of(cases: Iterable[Case]) -> set[str]:
+    return {flag.replace("-", "_") for case in cases for flag in FLAG.findall(case.flags)}
+
+
 def takes(script: Path, case: Case) -> bool:
     """Whether a script has all flags of a case."""
-    fields = {"no_" * no + key for key in FIELD.findall(script.read_text()) for no in (0, 1)}
-    return {flag.replace("-", "_") for flag in FLAG.findall(case.flags)} <= fields
+    return flags_of([case]) <= fields_of(script)
 
 
 def train(script: Path, case: Case, folder: Path) -> tuple[dict, dict]:
@@ -222,13 +230,20 @@ def describe(source: str) -> str:
 
 
 def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]):
-    """Write what was compared. A script is the same if all cases that the old one takes agreed."""
-    scripts = {}
+    """Write what was compared. A script is the same if all cases that the old one takes agreed.
+
+    They must have all flags of the others that it knows: those were compared nowhere else.
+    """
+    scripts, left_out = {}, []
     for script in dict.fromkeys(outcome.case.script for outcome in outcomes):
         same = {outcome.case for outcome in outcomes if not outcome.difference}
-        same |= {case for case in CASES if case.script == script and not takes(old / script, case)}
+        all_cases = [case for case in CASES if case.script == script]
+        taken = [case for case in all_cases if takes(old / script, case)]
+        others = [case for case in all_cases if case not in taken]
+        left_out += [case.name for case in others]
+        unseen = flags_of(others) & fields_of(old / script) - flags_of(taken)
         scripts[script] = {side.name: {"code": code_hash(side / script)} for side in (old, new)}
-        scripts[script]["same"] = {case for case in CASES if case.script == script} <= same
+        scripts[script]["same"] = {*taken} <= same and not unseen
     packages = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")}
     about = dict(
         old=describe(args.old),
@@ -237,6 +252,7 @@ def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]
         versions=dict(python=platform.python_version(), **packages),
         processor=torch.cpu.get_capabilities()["cpu_name"],
         scripts=scripts,
+        left_out=left_out,
         cases=[
             case._asdict() | dict(tensors=tensors, scalars=scalars, result=difference or "same")
             for case, tensors, scalars, difference in outcomes
@@ -264,6 +280,8 @@ def main():
         chosen = [case for case in chosen if case not in lacking]
         for case in lacking:
             print(f"{case.script}, {case.name}: left out, {args.old} lacks its flags", flush=True)
+        if not chosen:
+            fail(f"{args.old} lacks the flags of all these cases: there is nothing to compare")
         with ThreadPoolExecutor(args.jobs) as pool:
             work = lambda case: compare(case, old, new, Path(folder, f"case {CASES.index(case)}"))
             for outcome in pool.map(work, chosen):

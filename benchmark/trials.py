@@ -103,13 +103,18 @@ def follow(run: Run, frequency: int, runs: Path) -> Iterator[dict[int, float]]:
 
 
 def cut_to_whole_lines(journal: Path):
-    """Take away what a full disk cut short, for Optuna would append to it."""
+    """Take away a record that a full disk cut short, for Optuna would append to it."""
     if not journal.exists():
         return
     link = JournalFileSymlinkLock(str(journal))  # other processes may be writing
     link.acquire()
     try:
-        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
+        whole, newline, rest = journal.read_bytes().rpartition(b"\n")
+        if rest and not rest.startswith(b"{"):
+            raise ValueError("it ends with no record of Optuna's")
+        if rest:
+            os.truncate(journal, len(whole + newline))
+            say(f"{journal}: the last record was cut short, and is taken away")
     finally:
         link.release()
 
@@ -175,8 +180,8 @@ class Tuning:
         self.code, space = code_hash(ROOT / self.space.script), digest(str(self.space))
         known = {f"{self.name} {code} {space}" for code in same_as(self.code)}
         name = f"{self.name} {self.code} {space}"
-        cut_to_whole_lines(path)
         try:
+            cut_to_whole_lines(path)
             storage = JournalStorage(JournalFileBackend(str(path)))
         except (ValueError, KeyError) as error:
             fail(f"{path} is damaged ({error}): move it away; {self.results} has what was finished")

@@ -323,7 +323,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("limit, fits", [("4000000\n", False), ("max\n", True), (None, True)])
+@pytest.mark.parametrize(
+    "limit, fits", [("4000000\n", False), ("5000000000\n", True), ("max\n", True), (None, True)]
+)
 def test_a_container_has_no_more_memory_than_its_limit(sac, tmp_path, monkeypatch, limit, fits):
     if limit:
         (tmp_path / "memory.max").write_text(limit)

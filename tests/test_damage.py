@@ -945,9 +945,9 @@ def test_the_mend_of_the_length_fits_the_other_flags(script, refusal, flags):
     line = refusal(f"{length} 100")
     (mend,) = re.findall("add --learning-starts ([0-9]+)", line)
     assert 33 < int(mend) < 100
-    monkey = dict(total_timesteps=100, learning_starts=int(mend))
-    monkey |= {word[2:].replace("-", "_"): int(n) for word, n in zip(*[iter(flags.split())] * 2)}
-    script.module.check_flags(script.module.Args(**monkey))
+    settings = dict(total_timesteps=100, learning_starts=int(mend))
+    settings |= {word[2:].replace("-", "_"): int(n) for word, n in zip(*[iter(flags.split())] * 2)}
+    script.module.check_flags(script.module.Args(**settings))
     assert refusal(f"{length} 20").endswith(": train longer\n")
 
 

@@ -77,7 +77,8 @@ def test_each_task_of_a_job_array_is_a_runner():
 def test_the_readers_studies_are_such(name, study):
     assert name not in STUDIES and study.claim and study.mistake() is None
     runs = runs_of(name, study)
-    assert f"# {len(runs)} runs" in GUIDE and len({run.key for run in runs}) == len(study.variants)
+    assert re.search(rf"benchmark\.run {name} +# {len(runs)} runs", GUIDE)
+    assert len({run.key for run in runs}) == len(study.variants)
 
 
 def test_there_is_a_study_of_a_flag_and_one_of_a_copy():

@@ -83,7 +83,7 @@ def test_cases_with_flags_that_the_old_script_lacks_are_left_out(monkeypatch, tm
     (tmp_path / "sac_continuous.py").write_text(
         text.replace("    num_envs: int", "    n_envs: int")
     )
-    more = same_bits.Case("three", "sac_continuous.py", f"{TINY} --num-envs 3 --no-cuda")
+    more = same_bits.Case("three", "sac_continuous.py", f"{TINY} --num-envs 3")
     cases = [*CASES, more]
     done = []
 
@@ -102,6 +102,24 @@ def test_cases_with_flags_that_the_old_script_lacks_are_left_out(monkeypatch, tm
         assert json.loads(record.read_text())["scripts"]["sac_continuous.py"]["same"] is True
 
 
+def test_a_flag_that_only_a_case_left_out_has_is_not_proven(monkeypatch, tmp_path):
+    old, record = tmp_path / "old", tmp_path / "record.json"
+    old.mkdir()
+    (old / "sac_continuous.py").write_text("class Args:\n    tau: float = 1\n    seed: int = 1\n")
+    both, new = (
+        same_bits.Case(name, "sac_continuous.py", flags)
+        for name, flags in (("both", "--tau 1"), ("new", "--seed 2 --threads 3"))
+    )
+    args = same_bits.Args(str(old), str(ROOT))
+    for first, same in ((both, False), (both._replace(flags="--tau 1 --seed 3"), True)):
+        monkeypatch.setattr(same_bits, "CASES", [first, new])
+        outcomes = [same_bits.Outcome(first, 1, 1, "")]
+        same_bits.record(record, args, old, ROOT, outcomes)
+        proof = json.loads(record.read_text())
+        assert proof["scripts"]["sac_continuous.py"]["same"] is same
+        assert proof["left_out"] == ["new"]
+
+
 @pytest.mark.slow
 def test_another_tau_is_found(monkeypatch, changed, tmp_path, capsys):
     record = tmp_path / "record.json"
@@ -118,9 +136,16 @@ def test_a_tensor_that_one_side_lacks_is_found():
 
 
 @pytest.mark.parametrize(
-    "flags, answer", [(["no-such-commit", "."], "neither"), ([".", ".", "--cases", "x"], "--cases")]
+    "flags, answer",
+    [
+        (["no-such-commit", "."], "neither"),
+        ([".", ".", "--cases", "x"], "--cases"),
+        (["{tmp_path}", "."], "nothing to compare"),
+    ],
 )
 def test_mistakes_get_one_line(flags, answer, monkeypatch, tmp_path, capsys):
-    assert compare(monkeypatch, *flags) == 2
+    for script in same_bits.SCRIPTS:
+        (tmp_path / script).write_text("class Args:\n    seed: int = 1\n")
+    assert compare(monkeypatch, *(flag.format(tmp_path=tmp_path) for flag in flags)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error:") and answer in said and said.count("\n") == 1

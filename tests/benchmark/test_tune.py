@@ -679,7 +679,12 @@ def test_a_journal_that_a_full_disk_cut_short_is_continued(monkeypatch, tmp_path
     for wanted in ("1", "2"):
         run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", wanted, "--jobs", "1")
     assert journal.read_bytes().startswith(whole)
-    assert "2 complete" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 complete" in said and said.count("was cut short") == 1
+    journal.write_bytes(b"no journal")
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, tmp_path, fake, "tiny", "--trials", "3")
+    assert journal.read_bytes() == b"no journal"
 
 
 @pytest.mark.parametrize("flags, jobs", [([], 4), (["--threads", "2"], 2), (["--threads", "8"], 1)])
