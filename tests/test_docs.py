@@ -308,7 +308,8 @@ def test_the_exported_policy_gives_the_same_actions(namespace, finished):
 
 # Flags --------------------------------------------------------------------------------------------
 
-OTHERS_FLAGS = {"--help", "--no-track", "--again", "--cases"}  # the last two of benchmark/
+OTHERS_FLAGS = {"--help", "--no-track", "--index-url", "--with"}  # of tyro, pip and uv
+OTHERS_FLAGS |= {"--again", "--cases"}  # of benchmark/
 
 
 def test_the_tables_of_flags_are_those_of_the_scripts():
@@ -517,6 +518,16 @@ def test_the_returns_after_a_million_steps_are_those_of_the_runs():
         mine = [curve for (other, _), curve in found.items() if other == task]
         ends = [value for curve in mine for step, value in curve.items() if step >= 910_000]
         assert abs(float(late) - np.mean(ends)) <= 0.5
+
+
+def test_three_seeds_after_a_million_steps_are_neither_ahead_nor_behind_as_said():
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "results.md").read_text())
+    report = (ROOT / "benchmark" / "results" / "mujoco" / "README.md").read_text()
+    sentence = r"published: neither ahead nor behind, \+?(-?[\d.]+) \[.*?\], "
+    sentence += r"\[(-?[\d.]+), (-?[\d.]+)\] by Welch's t"
+    found = [[f"{float(x):.0f}" for x in numbers] for numbers in re.findall(sentence, report)]
+    told = re.findall(r"is (-?\d+) \((-?\d+) to (-?\d+)(?:, Welch's t)?\), so neither", page)
+    assert [list(numbers) for numbers in told] == found and len(found) == 2
 
 
 def test_the_race_of_the_libraries_is_that_of_the_runs():
