@@ -309,7 +309,7 @@ def test_the_exported_policy_gives_the_same_actions(namespace, finished):
 # Flags --------------------------------------------------------------------------------------------
 
 OTHERS_FLAGS = {"--help", "--no-track", "--index-url", "--with"}  # of tyro, pip and uv
-OTHERS_FLAGS |= {"--again", "--cases"}  # of benchmark/
+OTHERS_FLAGS |= {"--again", "--cases", "--trials"}  # of benchmark/
 
 
 def test_the_tables_of_flags_are_those_of_the_scripts():
