@@ -250,7 +250,7 @@ class ReplayBuffer:
         index = torch.randint(len(self), (batch_size,), generator=generator, device=device)
         if self.args.prioritized_replay:
             # PER (Schaul et al. 2015, arXiv 1511.05952), proportional. The exponents 0.7 and 0.5
-            # and the offset 0.1 are those of F17's source; the paper has 0.6 and 0.4.
+            # and the offset 0.1 are those of study F17's source; the paper has 0.6 and 0.4.
             priority = self.rows[: len(self), -1].double() ** 0.7
             index = priority.multinomial(batch_size, replacement=True, generator=generator)
         if self.args.combined_replay:
@@ -626,12 +626,11 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
                 action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
-        stop_if_diverged(action, metrics, agent, step, folder)
+        stop_if_diverged(action, metrics, agent, buffer, step, folder)
 
         # Learn, once learning has started: one update per action, or as many as are due. Most
         # implementations step first. This order lets a GPU learn while the environments step.
-        next_step = step + steps_per_round(args)
-        for update in range(updates_due(args, step), updates_due(args, next_step)):
+        for update in updates_due(args, step):
             metrics |= learn_once(args, agent, buffer, generator, learn, update)
         threads.give_way()  # if other processes want the cores
 
@@ -644,7 +643,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             real_next_obs[done] = np.stack(info["final_obs"][done])
         storage.add(obs, action, reward, terminated, real_next_obs, done)
         obs = next_obs
-        step = next_step
+        step += steps_per_round(args)
 
         # Report: finished episodes, metrics, evaluations, checkpoints.
         logger.log(finished_episodes(args, info), step)
@@ -689,7 +688,12 @@ def learn_once(args, agent, buffer, generator, learn, update: int) -> dict[str, 
     return {name: value.clone() for name, value in metrics.items()}
 
 
-def updates_due(args: Args, step: int) -> int:
+def updates_due(args: Args, step: int) -> range:
+    """The numbers of the updates in the round that begins at `step`, counted from 0."""
+    return range(updates_until(args, step), updates_until(args, step + steps_per_round(args)))
+
+
+def updates_until(args: Args, step: int) -> int:
     """Updates in all by `step`: they come in blocks, --update-interval steps apart."""
     learning_steps = max(0, step - args.learning_starts)
     in_whole_blocks = learning_steps // args.update_interval * args.update_interval
@@ -959,7 +963,8 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     box = env.action_space
     if not is_bounded_float_box(box):
         wanted = "SAC needs continuous actions (a float Box) with finite bounds"
-        fail(f"--env-id {args.env_id}: {wanted}, not {box}")
+        mend = "bound them in the environment; for discrete ones take DQN or PPO"
+        fail(f"--env-id {args.env_id}: {wanted}, not {box}: {mend}")
     if args.hindsight:
         check_goals(args, env)
     env = Repeat(env, args.action_repeat)
@@ -979,7 +984,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 
 
 class PlainResults(gym.Wrapper):
-    """Rewards as floats, and of `info` what evaluation reads.
+    """Rewards as floats, and of `info` the success that evaluation reads.
 
     Gymnasium joins the `info` of several environments, and fails where shapes or types differ.
     An OSError of the environment becomes another error: it would pass for a full disk of ours.
@@ -991,11 +996,15 @@ class PlainResults(gym.Wrapper):
 
     def step(self, action: np.ndarray):
         obs, reward, terminated, truncated, info = self.call(self.env.step, action)
+        # Gymnasium-Robotics calls it is_success in Fetch and Hand, success in Maze and Adroit.
+        said = info.get("is_success", info.get("success"))
         try:
-            success = {"is_success": float(np.asarray(info["is_success"]).item())}
-        except (KeyError, TypeError, ValueError):  # there is none; it is a text, or several numbers
+            success = {"is_success": float(np.asarray(said).item())}
+        except (TypeError, ValueError):  # there is none; it is a text, or several numbers
             success = {}
-        return obs, np.asarray(reward).item(), terminated, truncated, success
+        if np.size(reward) != 1:
+            raise ValueError(f"SAC needs a reward of one number, not of shape {np.shape(reward)}")
+        return obs, float(np.asarray(reward).item()), terminated, truncated, success
 
     def call(self, function: Callable, *args, **kwargs):
         try:
@@ -1100,8 +1109,12 @@ class ShortVideo(gym.wrappers.RecordVideo):
 
 def remedy(args: Args, error: Exception) -> str:
     """What would mend an error of Gymnasium that does not say so itself."""
-    if "dm_control" in args.env_id and re.search("o module named|Namespace", str(error)):
+    if "dm_control" in args.env_id and "o module named" in str(error):
         return " (pip install shimmy dm-control)"
+    task = re.fullmatch(r"(?:dm_control/)?([a-z_]+-(?!v\d)[a-z0-9_]+?)(?:-v0)?", args.env_id)
+    if task:
+        also = f"shimmy:dm_control/{task[1]}-v0, or sac_dmc.py --env-id {task[1]}"
+        return f" A task of the DeepMind Control Suite is {also}."
     if "gymnasium_robotics" in args.env_id and isinstance(error, ImportError):
         return " (pip install gymnasium-robotics)"
     if re.match("Fetch|Hand|PointMaze|AntMaze|Adroit|FrankaKitchen", args.env_id):
@@ -1177,20 +1190,21 @@ def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
 def success_of_cut(success: np.ndarray, info: dict, cut: np.ndarray) -> np.ndarray:
     """Success of the episodes that evaluation has `cut` (E,): what their last step says.
 
-    Where that says nothing, 0 if other episodes reported theirs in `success` (E,), else nan.
+    Where that says nothing: 0 if another one, also of those in `success` (E,), says it; else nan.
     """
     said = reported_success({"final_info": info}, cut)
-    return said if np.isnan(success).all() else np.nan_to_num(said)
-
-
-def steps_per_round(args: Args) -> int:
-    """Environment steps in one round of the training loop."""
-    return args.num_envs * args.action_repeat
+    all_said = np.append(success, said)
+    return said if np.isnan(all_said).all() else np.nan_to_num(said)
 
 
 def steps_per_action(args: Args) -> int:
     """1, or --action-repeat where a script has it."""
-    return steps_per_round(args) // args.num_envs
+    return args.action_repeat
+
+
+def steps_per_round(args: Args) -> int:
+    """Environment steps in one round of the training loop."""
+    return args.num_envs * steps_per_action(args)
 
 
 def uniform_actions(shape: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
@@ -1273,7 +1287,7 @@ def save_checkpoint(
     folder: Path, agent: SAC, buffer: ReplayBuffer, generator: torch.Generator, step: int
 ):
     filled = buffer.rows[: len(buffer)]
-    stop_unless_finite({"replay": filled.sum()}, step, folder)
+    stop_unless_finite({IN_REPLAY: filled.sum()}, step, folder)
     state = {
         "agent": agent.state_dict(),
         # By way of numpy: torch.save of a slice would write the rows that are still empty too.
@@ -1739,7 +1753,8 @@ def read_args(args: Args, folder: Path) -> dict:
         refuse(args, "args.json holds no flags")
     for key, value in saved.items():
         if key not in kinds:
-            refuse(args, f"args.json: {key} is no flag of {Path(sys.argv[0]).name}")
+            script = Path(sys.argv[0]).name
+            refuse(args, f"args.json: {key} is no flag of {script}: use the script in that folder")
         if not fits(value, kinds[key]):
             refuse(args, f"args.json: {value!r} is no value of {key}")
     if missing := ", ".join(sorted(kinds.keys() - saved.keys())):
@@ -1836,10 +1851,12 @@ COUNTED_EXACTLY = 2**24  # by float32, and the most that PyTorch's multinomial d
 
 def check_updates(args: Args):
     """Fail where no update would come, or more than can be counted."""
-    updates = updates_due(args, args.total_timesteps)
+    updates = updates_until(args, args.total_timesteps)
     if updates == 0:
-        lower = f"lower --update-interval ({args.update_interval})"
-        fail(f"no update comes before the end: {lower} or raise --updates-per-step")
+        mend = "raise --updates-per-step or --total-timesteps"
+        if args.update_interval > 1:
+            mend = f"lower --update-interval ({args.update_interval}), or {mend}"
+        fail(f"no update comes before the end: {mend}")
     if args.target_network_frequency > 1 and updates > COUNTED_EXACTLY:
         what = f"--target-network-frequency {args.target_network_frequency}"
         fail(f"{what} counts up to {COUNTED_EXACTLY} updates: leave it out or train for fewer")
@@ -1950,6 +1967,9 @@ def due(args: Args, frequency: int, step: int) -> bool:
     return step // frequency > before // frequency or step >= args.total_timesteps
 
 
+IN_REPLAY = "an observation or reward of the environment"
+
+
 def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path):
     """Never write NaN or infinity to a checkpoint."""
     for name, value in tensors.items():
@@ -1958,11 +1978,19 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
             stop(f"error: {name} is not finite at step {step}; {kept}")
 
 
-def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, folder: Path):
+def stop_if_diverged(
+    action: np.ndarray,
+    metrics: dict,
+    agent: SAC,
+    buffer: ReplayBuffer,
+    step: int,
+    folder: Path,
+):
     """Stop before an environment sees NaN, at which some raise errors of their own."""
     if not np.isfinite(action).all():
-        named = metrics | agent.state_dict() | {"an action": torch.from_numpy(action)}
-        stop_unless_finite(named, step, folder)
+        # First what the environment returned, by which networks and losses become NaN too.
+        named = {IN_REPLAY: buffer.rows[: len(buffer)].sum()} | metrics | agent.state_dict()
+        stop_unless_finite(named | {"an action": torch.from_numpy(action)}, step, folder)
 
 
 # Speed: nothing here changes the algorithm, only how numbers are rounded --------------------------

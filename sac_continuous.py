@@ -318,14 +318,11 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
-        stop_if_diverged(action, metrics, agent, step, folder)
+        stop_if_diverged(action, metrics, agent, buffer, step, folder)
 
-        # Learn: one update per action after --learning-starts. An action lasts one step, or
-        # --action-repeat steps in sac_dmc.py. Most implementations step first. This order lets a
-        # GPU learn while the environments step.
-        next_step = step + steps_per_round(args)
-        learning_steps = max(0, next_step - max(step, args.learning_starts))
-        for _ in range(learning_steps // steps_per_action(args)):
+        # Learn, once learning has started: one update per action. Most implementations step
+        # first. This order lets a GPU learn while the environments step.
+        for _ in range(updates_due(args, step)):
             noise = normal_noise((2, args.batch_size, agent.action_dim), generator)
             index = buffer.sample_index(args.batch_size, generator)
             metrics = learn(index, noise)
@@ -340,7 +337,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             real_next_obs[done] = np.stack(info["final_obs"][done])
         buffer.add(obs, action, reward, terminated, real_next_obs)
         obs = next_obs
-        step = next_step
+        step += steps_per_round(args)
 
         # Report: finished episodes, metrics, evaluations, checkpoints.
         logger.log(finished_episodes(args, info), step)
@@ -493,7 +490,8 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     box = env.action_space
     if not is_bounded_float_box(box):
         wanted = "SAC needs continuous actions (a float Box) with finite bounds"
-        fail(f"--env-id {args.env_id}: {wanted}, not {box}")
+        mend = "bound them in the environment; for discrete ones take DQN or PPO"
+        fail(f"--env-id {args.env_id}: {wanted}, not {box}: {mend}")
     env = rescale_actions(env)
     try:
         # Flattening copies, which flat observations need too: some environments reuse their arrays.
@@ -507,7 +505,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 
 
 class PlainResults(gym.Wrapper):
-    """Rewards as floats, and of `info` what evaluation reads.
+    """Rewards as floats, and of `info` the success that evaluation reads.
 
     Gymnasium joins the `info` of several environments, and fails where shapes or types differ.
     An OSError of the environment becomes another error: it would pass for a full disk of ours.
@@ -519,11 +517,15 @@ class PlainResults(gym.Wrapper):
 
     def step(self, action: np.ndarray):
         obs, reward, terminated, truncated, info = self.call(self.env.step, action)
+        # Gymnasium-Robotics calls it is_success in Fetch and Hand, success in Maze and Adroit.
+        said = info.get("is_success", info.get("success"))
         try:
-            success = {"is_success": float(np.asarray(info["is_success"]).item())}
-        except (KeyError, TypeError, ValueError):  # there is none; it is a text, or several numbers
+            success = {"is_success": float(np.asarray(said).item())}
+        except (TypeError, ValueError):  # there is none; it is a text, or several numbers
             success = {}
-        return obs, np.asarray(reward).item(), terminated, truncated, success
+        if np.size(reward) != 1:
+            raise ValueError(f"SAC needs a reward of one number, not of shape {np.shape(reward)}")
+        return obs, float(np.asarray(reward).item()), terminated, truncated, success
 
     def call(self, function: Callable, *args, **kwargs):
         try:
@@ -573,8 +575,12 @@ class ShortVideo(gym.wrappers.RecordVideo):
 
 def remedy(args: Args, error: Exception) -> str:
     """What would mend an error of Gymnasium that does not say so itself."""
-    if "dm_control" in args.env_id and re.search("o module named|Namespace", str(error)):
+    if "dm_control" in args.env_id and "o module named" in str(error):
         return " (pip install shimmy dm-control)"
+    task = re.fullmatch(r"(?:dm_control/)?([a-z_]+-(?!v\d)[a-z0-9_]+?)(?:-v0)?", args.env_id)
+    if task:
+        also = f"shimmy:dm_control/{task[1]}-v0, or sac_dmc.py --env-id {task[1]}"
+        return f" A task of the DeepMind Control Suite is {also}."
     if re.search(r"-v[0-3]$", args.env_id) and "mujoco" in str(error):
         return f" Use {args.env_id[:-1]}4 or {args.env_id[:-1]}5."
     if args.capture_video and re.search("EGL|'e?gl[A-Z]", str(error)):
@@ -646,20 +652,27 @@ def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
 def success_of_cut(success: np.ndarray, info: dict, cut: np.ndarray) -> np.ndarray:
     """Success of the episodes that evaluation has `cut` (E,): what their last step says.
 
-    Where that says nothing, 0 if other episodes reported theirs in `success` (E,), else nan.
+    Where that says nothing: 0 if another one, also of those in `success` (E,), says it; else nan.
     """
     said = reported_success({"final_info": info}, cut)
-    return said if np.isnan(success).all() else np.nan_to_num(said)
-
-
-def steps_per_round(args: Args) -> int:
-    """Environment steps in one round of the training loop."""
-    return args.num_envs
+    all_said = np.append(success, said)
+    return said if np.isnan(all_said).all() else np.nan_to_num(said)
 
 
 def steps_per_action(args: Args) -> int:
     """1, or --action-repeat where a script has it."""
-    return steps_per_round(args) // args.num_envs
+    return 1
+
+
+def steps_per_round(args: Args) -> int:
+    """Environment steps in one round of the training loop."""
+    return args.num_envs * steps_per_action(args)
+
+
+def updates_due(args: Args, step: int) -> int:
+    """Updates in the round that begins at `step`: one per action after --learning-starts."""
+    learning_steps = step + steps_per_round(args) - max(step, args.learning_starts)
+    return max(0, learning_steps) // steps_per_action(args)
 
 
 def uniform_actions(shape: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
@@ -734,7 +747,7 @@ def save_checkpoint(
     folder: Path, agent: SAC, buffer: ReplayBuffer, generator: torch.Generator, step: int
 ):
     filled = buffer.rows[: len(buffer)]
-    stop_unless_finite({"replay": filled.sum()}, step, folder)
+    stop_unless_finite({IN_REPLAY: filled.sum()}, step, folder)
     state = {
         "agent": agent.state_dict(),
         # By way of numpy: torch.save of a slice would write the rows that are still empty too.
@@ -1197,7 +1210,8 @@ def read_args(args: Args, folder: Path) -> dict:
         refuse(args, "args.json holds no flags")
     for key, value in saved.items():
         if key not in kinds:
-            refuse(args, f"args.json: {key} is no flag of {Path(sys.argv[0]).name}")
+            script = Path(sys.argv[0]).name
+            refuse(args, f"args.json: {key} is no flag of {script}: use the script in that folder")
         if not fits(value, kinds[key]):
             refuse(args, f"args.json: {value!r} is no value of {key}")
     if missing := ", ".join(sorted(kinds.keys() - saved.keys())):
@@ -1332,6 +1346,9 @@ def due(args: Args, frequency: int, step: int) -> bool:
     return step // frequency > before // frequency or step >= args.total_timesteps
 
 
+IN_REPLAY = "an observation or reward of the environment"
+
+
 def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path):
     """Never write NaN or infinity to a checkpoint."""
     for name, value in tensors.items():
@@ -1340,11 +1357,19 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
             stop(f"error: {name} is not finite at step {step}; {kept}")
 
 
-def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, folder: Path):
+def stop_if_diverged(
+    action: np.ndarray,
+    metrics: dict,
+    agent: SAC,
+    buffer: ReplayBuffer,
+    step: int,
+    folder: Path,
+):
     """Stop before an environment sees NaN, at which some raise errors of their own."""
     if not np.isfinite(action).all():
-        named = metrics | agent.state_dict() | {"an action": torch.from_numpy(action)}
-        stop_unless_finite(named, step, folder)
+        # First what the environment returned, by which networks and losses become NaN too.
+        named = {IN_REPLAY: buffer.rows[: len(buffer)].sum()} | metrics | agent.state_dict()
+        stop_unless_finite(named | {"an action": torch.from_numpy(action)}, step, folder)
 
 
 # Speed: nothing here changes the algorithm, only how numbers are rounded --------------------------

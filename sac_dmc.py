@@ -326,14 +326,11 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             action = uniform_actions((args.num_envs, agent.action_dim), generator)
         else:
             action = act(obs, normal_noise((args.num_envs, agent.action_dim), generator))
-        stop_if_diverged(action, metrics, agent, step, folder)
+        stop_if_diverged(action, metrics, agent, buffer, step, folder)
 
-        # Learn: one update per action after --learning-starts. An action lasts one step, or
-        # --action-repeat steps in sac_dmc.py. Most implementations step first. This order lets a
-        # GPU learn while the environments step.
-        next_step = step + steps_per_round(args)
-        learning_steps = max(0, next_step - max(step, args.learning_starts))
-        for _ in range(learning_steps // steps_per_action(args)):
+        # Learn, once learning has started: one update per action. Most implementations step
+        # first. This order lets a GPU learn while the environments step.
+        for _ in range(updates_due(args, step)):
             noise = normal_noise((2, args.batch_size, agent.action_dim), generator)
             index = buffer.sample_index(args.batch_size, generator)
             metrics = learn(index, noise)
@@ -348,7 +345,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
             real_next_obs[done] = np.stack(info["final_obs"][done])
         buffer.add(obs, action, reward, terminated, real_next_obs)
         obs = next_obs
-        step = next_step
+        step += steps_per_round(args)
 
         # Report: finished episodes, metrics, evaluations, checkpoints.
         logger.log(finished_episodes(args, info), step)
@@ -483,7 +480,9 @@ LONGEST_VIDEO = 2_000  # frames
 
 def suite_tasks() -> dict[str, tuple[str, str]]:
     """Domain and task by name, such as walker-walk."""
-    warnings.filterwarnings("ignore", message=".*(Overwriting|script_method|save last video)")
+    # Without a screen glfw complains of DISPLAY, and nothing here needs it.
+    expected = "Overwriting|script_method|save last video|DISPLAY|X11"
+    warnings.filterwarnings("ignore", message=f".*({expected})")
     try:
         import shimmy  # noqa: F401
         from dm_control import suite
@@ -653,20 +652,27 @@ def reported_success(info: dict, ended: np.ndarray) -> np.ndarray:
 def success_of_cut(success: np.ndarray, info: dict, cut: np.ndarray) -> np.ndarray:
     """Success of the episodes that evaluation has `cut` (E,): what their last step says.
 
-    Where that says nothing, 0 if other episodes reported theirs in `success` (E,), else nan.
+    Where that says nothing: 0 if another one, also of those in `success` (E,), says it; else nan.
     """
     said = reported_success({"final_info": info}, cut)
-    return said if np.isnan(success).all() else np.nan_to_num(said)
-
-
-def steps_per_round(args: Args) -> int:
-    """Environment steps in one round of the training loop."""
-    return args.num_envs * args.action_repeat
+    all_said = np.append(success, said)
+    return said if np.isnan(all_said).all() else np.nan_to_num(said)
 
 
 def steps_per_action(args: Args) -> int:
     """1, or --action-repeat where a script has it."""
-    return steps_per_round(args) // args.num_envs
+    return args.action_repeat
+
+
+def steps_per_round(args: Args) -> int:
+    """Environment steps in one round of the training loop."""
+    return args.num_envs * steps_per_action(args)
+
+
+def updates_due(args: Args, step: int) -> int:
+    """Updates in the round that begins at `step`: one per action after --learning-starts."""
+    learning_steps = step + steps_per_round(args) - max(step, args.learning_starts)
+    return max(0, learning_steps) // steps_per_action(args)
 
 
 def uniform_actions(shape: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
@@ -741,7 +747,7 @@ def save_checkpoint(
     folder: Path, agent: SAC, buffer: ReplayBuffer, generator: torch.Generator, step: int
 ):
     filled = buffer.rows[: len(buffer)]
-    stop_unless_finite({"replay": filled.sum()}, step, folder)
+    stop_unless_finite({IN_REPLAY: filled.sum()}, step, folder)
     state = {
         "agent": agent.state_dict(),
         # By way of numpy: torch.save of a slice would write the rows that are still empty too.
@@ -1204,7 +1210,8 @@ def read_args(args: Args, folder: Path) -> dict:
         refuse(args, "args.json holds no flags")
     for key, value in saved.items():
         if key not in kinds:
-            refuse(args, f"args.json: {key} is no flag of {Path(sys.argv[0]).name}")
+            script = Path(sys.argv[0]).name
+            refuse(args, f"args.json: {key} is no flag of {script}: use the script in that folder")
         if not fits(value, kinds[key]):
             refuse(args, f"args.json: {value!r} is no value of {key}")
     if missing := ", ".join(sorted(kinds.keys() - saved.keys())):
@@ -1340,6 +1347,9 @@ def due(args: Args, frequency: int, step: int) -> bool:
     return step // frequency > before // frequency or step >= args.total_timesteps
 
 
+IN_REPLAY = "an observation or reward of the environment"
+
+
 def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path):
     """Never write NaN or infinity to a checkpoint."""
     for name, value in tensors.items():
@@ -1348,11 +1358,19 @@ def stop_unless_finite(tensors: dict[str, torch.Tensor], step: int, folder: Path
             stop(f"error: {name} is not finite at step {step}; {kept}")
 
 
-def stop_if_diverged(action: np.ndarray, metrics: dict, agent: SAC, step: int, folder: Path):
+def stop_if_diverged(
+    action: np.ndarray,
+    metrics: dict,
+    agent: SAC,
+    buffer: ReplayBuffer,
+    step: int,
+    folder: Path,
+):
     """Stop before an environment sees NaN, at which some raise errors of their own."""
     if not np.isfinite(action).all():
-        named = metrics | agent.state_dict() | {"an action": torch.from_numpy(action)}
-        stop_unless_finite(named, step, folder)
+        # First what the environment returned, by which networks and losses become NaN too.
+        named = {IN_REPLAY: buffer.rows[: len(buffer)].sum()} | metrics | agent.state_dict()
+        stop_unless_finite(named | {"an action": torch.from_numpy(action)}, step, folder)
 
 
 # Speed: nothing here changes the algorithm, only how numbers are rounded --------------------------

@@ -1814,7 +1814,7 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
     "flags, mend",
     [
         ("--update-interval=100", r"no update .*--update-interval \(100\)"),
-        ("--updates-per-step=0.01", "no update .*raise --updates-per-step"),
+        ("--updates-per-step=0.01", "no update .*end: raise --updates-per-step or --total-"),
         ("--total-timesteps=2e7 --target-network-frequency=2", "--target-network-frequency 2 "),
         ("--total-timesteps=2e7 --buffer-size=2e7 --prioritized-replay", "lower --buffer-size"),
         ("--critics-subset=3", r"--critics-subset 3 .*--n-critics \(2\): lower"),

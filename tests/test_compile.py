@@ -529,7 +529,7 @@ def test_long_runs_compile_and_resumed_ones_go_on_as_they_began(
     sac, flags, compiles, tmp_path, monkeypatch, compiled_functions
 ):
     flags = [*flags, "--eval-frequency=0", "--checkpoint-frequency=100000"]
-    monkeypatch.setattr(sac, "steps_per_round", lambda args: 20)  # as if actions were repeated
+    monkeypatch.setattr(sac, "steps_per_action", lambda args: 20)  # as if actions were repeated
     train(sac, tmp_path / "run", monkeypatch, *flags, "--log-frequency=100000")
     first = len(compiled_functions)
     folder = only_run(tmp_path / "run")

@@ -347,6 +347,7 @@ def test_a_run_of_another_script(script, refusal, finished, flag):
     (finished / "args.json").write_text(json.dumps(saved | {"of_another_script": 1}))
     line = refusal(f"{flag} runs/finished")
     assert "of_another_script" in line and script.module.__name__ in line
+    assert line.endswith("use the script in that folder\n")
 
 
 # 2. args.json by hand -----------------------------------------------------------------------------

@@ -184,6 +184,13 @@ def test_list_of_tasks(tmp_path):
 
 
 @slow
+def test_without_a_screen_there_is_no_warning(tmp_path):
+    ended = helpers.run(tmp_path, sac_dmc, "--list-tasks", MUJOCO_GL=None, DISPLAY=None)
+    assert ended.code == 0
+    assert ended.err == ""
+
+
+@slow
 def test_without_dm_control_one_line_says_how_to_install_it(tmp_path):
     missing = "raise ModuleNotFoundError(\"No module named 'dm_control'\")"
     (tmp_path / "dm_control.py").write_text(missing)

@@ -303,6 +303,34 @@ def test_checkpoints_that_cut_episodes_are_warned_of(sac, capsys, num_envs, freq
         assert (said in capsys.readouterr().err) == warned
 
 
+class Unpaid(Counting):
+    """Its rewards are no single numbers."""
+
+    def __init__(self, reward):
+        super().__init__()
+        self.reward = reward
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.reward, *rest
+
+
+@own_make_env
+@pytest.mark.parametrize(
+    "reward, error, said",
+    [
+        (np.zeros(2), ValueError, r"a reward of one number, not of shape \(2,\)"),
+        ([], ValueError, r"a reward of one number, not of shape \(0,\)"),
+        (None, TypeError, "NoneType"),
+    ],
+)
+def test_a_reward_that_is_no_number_is_an_error_at_once(sac, reward, error, said):
+    env = make_env(sac, register("Unpaid", Unpaid, reward=reward))
+    env.reset(seed=1)
+    with pytest.raises(error, match=said):
+        env.step(env.action_space.sample())
+
+
 class Talkative(Counting):
     """Rewards are arrays (1,), and `info` differs in shape and type from instance to instance."""
 

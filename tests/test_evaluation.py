@@ -206,6 +206,22 @@ def test_success_is_what_the_environment_says_at_the_end_of_the_first_episode(sa
     np.testing.assert_array_equal(success, expected)  # instance 0 showed its spaces
 
 
+class JudgedAsInMazes(Judged):
+    """Calls it success, as some environments of Gymnasium-Robotics do."""
+
+    def step(self, action):
+        *transition, info = super().step(action)
+        return *transition, {"success": value for value in info.values()}
+
+
+@pytest.mark.without("sac_dmc")  # which has the suite's tasks alone
+def test_success_goes_by_two_names(sac):
+    env_id = register("JudgedAsInMazes", JudgedAsInMazes, lengths=(7, 2, 2, 2, 2))
+    _, success = sac.evaluate(*new_agent(sac, env_id, eval_episodes=9), step=0)
+    expected = [np.nan if i % 4 == 3 else float(i % 3 == 0) for i in range(1, 10)]
+    np.testing.assert_array_equal(success, expected)
+
+
 class JudgedInArrays(Judged):
     """Says it `count` times, in an array."""
 
@@ -276,6 +292,13 @@ class Endless(gym.Env):
         at_last = self.at_each_step == "and all succeed" and self.t >= 3
         said = {"is_success": done or at_last} if done or self.at_each_step else {}
         return np.zeros(1, np.float32), 1.0, done, False, said
+
+
+def test_of_episodes_that_are_all_cut_the_silent_ones_failed_if_one_succeeds(sac):
+    info = {"is_success": np.array([1.0, 0.0]), "_is_success": np.array([True, False])}
+    cut = np.array([True, True])
+    success = sac.success_of_cut(np.full(2, np.nan), info, cut)
+    np.testing.assert_array_equal(success, [1, 0])
 
 
 @pytest.mark.parametrize(

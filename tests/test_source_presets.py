@@ -64,5 +64,6 @@ def test_a_flag_beside_it_wins(monkeypatch, name):
 
 def test_deepunity_updates_once_every_64_steps_after_1024(monkeypatch):
     args = parse(monkeypatch, "--preset", "deepunity")
-    updates = {step: sac.updates_due(args, step) for step in (1024, 1087, 1088, 1152, 1024 + 6400)}
+    steps = (1024, 1087, 1088, 1152, 1024 + 6400)
+    updates = {step: sac.updates_until(args, step) for step in steps}
     assert updates == {1024: 0, 1087: 0, 1088: 1, 1152: 2, 1024 + 6400: 100}
