@@ -1109,12 +1109,12 @@ class ShortVideo(gym.wrappers.RecordVideo):
 
 def remedy(args: Args, error: Exception) -> str:
     """What would mend an error of Gymnasium that does not say so itself."""
-    if "dm_control" in args.env_id and "o module named" in str(error):
-        return " (pip install shimmy dm-control)"
     task = re.fullmatch(r"(?:dm_control/)?([a-z_]+-(?!v\d)[a-z0-9_]+?)(?:-v0)?", args.env_id)
     if task:
         also = f"shimmy:dm_control/{task[1]}-v0, or sac_dmc.py --env-id {task[1]}"
         return f" A task of the DeepMind Control Suite is {also}."
+    if "dm_control" in args.env_id and re.search("o module named|Namespace", str(error)):
+        return " (pip install shimmy dm-control)"
     if "gymnasium_robotics" in args.env_id and isinstance(error, ImportError):
         return " (pip install gymnasium-robotics)"
     if re.match("Fetch|Hand|PointMaze|AntMaze|Adroit|FrankaKitchen", args.env_id):

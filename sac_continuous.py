@@ -575,12 +575,12 @@ class ShortVideo(gym.wrappers.RecordVideo):
 
 def remedy(args: Args, error: Exception) -> str:
     """What would mend an error of Gymnasium that does not say so itself."""
-    if "dm_control" in args.env_id and "o module named" in str(error):
-        return " (pip install shimmy dm-control)"
     task = re.fullmatch(r"(?:dm_control/)?([a-z_]+-(?!v\d)[a-z0-9_]+?)(?:-v0)?", args.env_id)
     if task:
         also = f"shimmy:dm_control/{task[1]}-v0, or sac_dmc.py --env-id {task[1]}"
         return f" A task of the DeepMind Control Suite is {also}."
+    if "dm_control" in args.env_id and re.search("o module named|Namespace", str(error)):
+        return " (pip install shimmy dm-control)"
     if re.search(r"-v[0-3]$", args.env_id) and "mujoco" in str(error):
         return f" Use {args.env_id[:-1]}4 or {args.env_id[:-1]}5."
     if args.capture_video and re.search("EGL|'e?gl[A-Z]", str(error)):

@@ -137,7 +137,6 @@ def uninstall(monkeypatch):
         ("no_such_module:Hopper-v4", "No module named 'no_such_module'"),
         ("shimmy:dm_control/cartpole-balanced-v0", "cartpole-balance"),
         ("walker-walk", "shimmy:dm_control/walker-walk-v0, or sac_dmc.py --env-id walker-walk"),
-        ("dm_control/dog-run-v0", "shimmy:dm_control/dog-run-v0, or sac_dmc.py --env-id dog-run"),
         ("CartPole-v1", "continuous"),
         ("CartPole-v1", "for discrete ones take DQN or PPO"),
         (UNBOUNDED, "bound"),

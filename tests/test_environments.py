@@ -115,6 +115,21 @@ def test_where_egl_is_missing_the_line_says_how_to_install_it(sac, video):
     assert not sac.remedy(args, TypeError("no screen here"))
 
 
+@own_make_env
+@pytest.mark.parametrize("env_id", ["finger-turn_easy", "dm_control/finger-turn_easy-v0"])
+def test_tasks_of_the_suite_are_told_their_names(sac, env_id):
+    args = sac.Args(env_id=env_id)
+    told = "shimmy:dm_control/finger-turn_easy-v0, or sac_dmc.py --env-id finger-turn_easy."
+    assert told in sac.remedy(args, gym.error.NamespaceNotFound("Namespace dm_control not found."))
+
+
+@own_make_env
+@pytest.mark.parametrize("env_id", ["my-v0", "HalfCheeta-v4", "Ant-v5", "a_package:my_env-v1"])
+def test_other_tasks_are_not_taken_for_those_of_the_suite(sac, env_id):
+    args = sac.Args(env_id=env_id)
+    assert not sac.remedy(args, gym.error.NameNotFound("There is no such environment."))
+
+
 # Actions ------------------------------------------------------------------------------------------
 
 
