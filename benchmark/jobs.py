@@ -42,6 +42,9 @@ def lock(path: Path, wait: bool = False) -> IO | None:
         return file
     except BlockingIOError:
         file.close()
+    except OSError as error:  # some file systems of clusters have no locks
+        file.close()
+        fail(f"{path}: {error.strerror}: runs/ must be on a file system with file locks")
 
 
 @contextlib.contextmanager

@@ -166,6 +166,9 @@ def undecidable(rule: Rule, sides: list[np.ndarray], failed: set[tuple[str, str]
     for label in (rule.variant, rule.other):
         if (rule.env_id, label) in failed:
             return f"a run of {label} failed"
+    for label, side in zip((rule.variant, rule.other), sides):
+        if np.isnan(side).any():
+            return f"a run of {label} returned no number"
     fewest = min(map(len, sides))
     if fewest < DECIDING:
         return f"{fewest} run{'s' * (fewest != 1)} a side, {DECIDING} needed"

@@ -46,10 +46,7 @@ def sizes(env_id: str) -> tuple[int, int]:
 
 
 def prepared(obs_dim: int, action_dim: int, batch_size: int = 256, critics: int = 2):
-    """An agent, and its update from random transitions, compiled as in training but with guards.
-
-    Guards tell apart the several updates of one process, which training does not have.
-    """
+    """An agent, and its update from random transitions, compiled as in training."""
     original = sac.Critics
     sac.Critics = partial(original, n_critics=critics)
     try:

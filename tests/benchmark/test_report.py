@@ -255,6 +255,14 @@ def test_missing_and_failed_runs_are_shown(here, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_rule_stays_open_where_a_run_returned_no_number():
+    rule = PLAIN.rules[0]
+    scores = {(rule.env_id, rule.variant): np.array([1.0, 2.0, np.nan])}
+    scores[rule.env_id, rule.other] = np.array([1.0, 2.0, 3.0])
+    one = judge.judge(rule, scores)
+    assert (one.verdict, one.reason) == ("open", f"a run of {rule.variant} returned no number")
+
+
 @pytest.mark.parametrize(
     "variant, verdicts", [("better", ["open", "confirmed"]), ("default", ["open", "open"])]
 )

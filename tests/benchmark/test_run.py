@@ -1,5 +1,6 @@
 """benchmark.run: a study that is stopped, killed or half done ends as one left alone. Small runs of real scripts."""
 
+import errno
 import os
 import shutil
 import signal
@@ -186,6 +187,18 @@ def test_a_run_that_ends_well_but_without_its_agent_has_failed(tmp_path, capsys)
     assert pool.failed == [job] and pool.done == 0
     said = f"failed with exit code 0: {job.log}\n    some\n    words\n"
     assert capsys.readouterr().out == said
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(jobs.fcntl, "flock", no_locks)
+    with pytest.raises(SystemExit, match="2"):
+        jobs.lock(tmp_path / "a.lock")
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'a.lock'}: No locks available: ")
+    assert "must be on a file system with file locks" in said
 
 
 def test_output_that_nobody_reads_is_no_full_disk(capsys):
