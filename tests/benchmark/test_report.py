@@ -124,6 +124,10 @@ def test_means_and_intervals_are_those_of_rliable(monkeypatch):
     assert cells(text, "default")[7] == "104"  # steps/s: the median of 101 to 108
 
 
+def test_of_equal_returns_half_count_as_better():
+    assert report.improvement(np.array([[1.0], [2.0]]), np.array([[2.0], [3.0]])) == 1 / 8
+
+
 @pytest.mark.parametrize(
     "variant, relation, other, expected",
     [
@@ -255,14 +259,6 @@ def test_missing_and_failed_runs_are_shown(here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_rule_stays_open_where_a_run_returned_no_number():
-    rule = PLAIN.rules[0]
-    scores = {(rule.env_id, rule.variant): np.array([1.0, 2.0, np.nan])}
-    scores[rule.env_id, rule.other] = np.array([1.0, 2.0, 3.0])
-    one = judge.judge(rule, scores)
-    assert (one.verdict, one.reason) == ("open", f"a run of {rule.variant} returned no number")
-
-
 @pytest.mark.parametrize(
     "variant, verdicts", [("better", ["open", "confirmed"]), ("default", ["open", "open"])]
 )
@@ -346,8 +342,8 @@ def test_a_run_that_ends_in_nan_is_not_judged_by_an_earlier_return(here):
     mine = (rows.returns.variant == "better") & (rows.returns.seed == 2)
     rows.returns.loc[mine & (rows.returns.step == 1000), "return"] = np.nan
     assert np.isnan(judge.finals(PLAIN, rows)[ENV, "better"]).sum() == 1
-    _, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
-    assert summary == "undecided"
+    text, summary = report.write_text("x", PLAIN, rows, rows.where(lambda table: table.seed > 99))
+    assert summary == "open" and "| open (a run of better returned no number) |" in text
 
 
 def test_the_seeds_of_each_environment_are_told(here):
@@ -484,6 +480,16 @@ def test_runs_published_seed_by_seed_are_compared_with(here, shift, said):
     assert line.get_xydata()[-1] == pytest.approx((990, theirs.mean()))
     assert [tick.get_text() for tick in ends.get_yticklabels()] == [*VARIANTS, "SBX, published"]
     assert len(curves.collections) == len(VARIANTS) + 1 == len(over_hours.collections) + 1
+
+
+def test_of_published_runs_the_wider_interval_decides(here):
+    rows = synthetic(PLAIN)
+    theirs = judge.finals(PLAIN, rows)[ENV, "default"].mean() - [15, 20, 70]
+    reference = published(here / "SBX.csv", theirs)
+    text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda t: t.seed > 99), reference)
+    sentence = r"SBX, published: neither .* \[(.*), .*\], \[(.*), (.*)\] by Welch's t\."
+    by_bootstrap, low, high = map(float, re.search(sentence, text).groups())
+    assert by_bootstrap > 0 and low < 0 < high
 
 
 def test_published_runs_that_are_shorter_are_drawn_but_not_compared_with(here):
