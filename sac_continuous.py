@@ -876,10 +876,12 @@ def refuse(args: Args, fault: str):
 def versions(device: torch.device) -> dict[str, str | bool]:
     """What must be the same for a resumed run to compute the same bits."""
     used = [name for name in ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules]
+    family = torch.cpu.get_capabilities()["cpu_name"]
     return {
         "python": platform.python_version(),
         **{name: str(sys.modules[name].__version__) for name in used},
-        "processor": torch.cpu.get_capabilities()["cpu_name"],
+        # With other vector instructions, AVX2 or AVX512, sums are rounded in another order.
+        "processor": f"{family}, {torch.backends.cpu.get_cpu_capability()}",
         "gpu": device.type == "cuda" and torch.cuda.get_device_name(),
     }
 

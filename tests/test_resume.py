@@ -377,6 +377,13 @@ def test_each_version_is_noted_and_a_change_of_it_warned_of(sac, name, capsys):
     assert f"warning: {name} changed: " in capsys.readouterr().err
 
 
+def test_other_vector_instructions_are_another_processor(sac, monkeypatch, capsys):
+    noted = sac.versions(torch.device("cpu"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "of another machine")
+    sac.print_resume(sac.Args(cuda=False), {"step": 30, "versions": noted}, [])
+    assert "warning: processor changed: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cuda", [True, False])
 def test_a_gpu_is_noted_only_by_the_runs_that_use_it(sac, cuda, monkeypatch, capsys):
     noted = sac.versions(torch.device("cpu"))
