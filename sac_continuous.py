@@ -1457,8 +1457,8 @@ class Threads:
     """PyTorch's CPU threads: `wanted`, or one while other processes want the cores.
 
     Threads that share a contended core wait for each other: that can be a hundred times slower
-    than one thread. At these sizes the number of threads changes no bit of the result, which
-    tests/test_compile.py holds.
+    than one thread. At these sizes the number of threads changes no bit of the result with
+    AVX-512. With AVX2 it changes none if MKL_CBWR=AVX2 is set. tests/test_compile.py holds both.
     """
 
     def __init__(self, wanted: int, device: torch.device):
@@ -1491,7 +1491,9 @@ class Threads:
         # A compilation or a video starts processes of its own: once is not enough.
         self.contended = self.contended + 1 if waited else 0
         if self.contended == 2:
-            tqdm.write("CPU is busy: using 1 thread until the next checkpoint")
+            exact = torch.backends.cpu.get_cpu_capability() == "AVX512" or "MKL_CBWR" in os.environ
+            rounding = "" if exact else ", which may round differently here"
+            tqdm.write(f"CPU is busy: using 1 thread until the next checkpoint{rounding}")
             torch.set_num_threads(1)  # a compiled update is compiled once more, for one thread
 
 

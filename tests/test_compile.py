@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from helpers import is_same, load, only_run, same, saved_args
+from helpers import is_same, load, only_run, run, same, saved_args
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
@@ -335,13 +335,23 @@ def train(sac, folder, monkeypatch, *flags):
 @once
 @pytest.mark.parametrize("precision", ["auto", "medium"])
 @pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=needs_compiler)])
-def test_the_number_of_threads_changes_no_bits(sac, compiled, precision, tmp_path, monkeypatch):
-    flags = ["--env-id=Hopper-v4", "--batch-size=256", f"--compile={compiled}"]
-    flags += [f"--matmul-precision={precision}"]
-    one = train(sac, tmp_path / "one", monkeypatch, *flags, "--threads=1")
-    two = train(sac, tmp_path / "two", monkeypatch, *flags, "--threads=2")
-    assert one["critic_optimizer.steps"] == 20
-    same(one, two)
+def test_the_number_of_threads_changes_no_bits(sac, compiled, precision, tmp_path):
+    """MKL promises it with MKL_CBWR, and keeps it with AVX-512 even without."""
+    flags = f"{FLAGS} --env-id Hopper-v4 --batch-size 256 --compile {compiled} "
+    flags += f"--matmul-precision {precision}"
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    agents = []
+    for threads in (1, 2):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        # A fresh interpreter: MKL reads the variable once.
+        mode = None if avx512 else "AVX2"
+        ended = run(folder, sac, f"{flags} --threads {threads}", MKL_CBWR=mode)
+        assert ended.code == 0, ended.err
+        assert "CPU is busy" not in ended.out
+        agents.append(load(only_run(folder) / "model.pt")["agent"])
+    assert agents[0]["critic_optimizer.steps"] == 20
+    same(*agents)
 
 
 def test_each_number_of_threads_has_a_graph_of_its_own(sac, traced):
@@ -438,6 +448,30 @@ def test_threads_that_only_wait_for_a_gpu_do_not_give_way(sac, kind, left, monke
     threads.give_way()
     threads.give_way()
     assert torch.get_num_threads() == left
+
+
+@pytest.mark.parametrize(
+    "instructions, mode, told", [("AVX512", "", False), ("AVX2", "AVX2", False), ("AVX2", "", True)]
+)
+def test_giving_way_says_where_it_may_round_differently(
+    sac, instructions, mode, told, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    if mode:
+        monkeypatch.setenv("MKL_CBWR", mode)
+    clock = itertools.count(step=2.1)
+    main = threading.main_thread()
+    tick = lambda: next(clock) if threading.current_thread() is main else 0.0  # noqa: E731
+    monkeypatch.setattr(sac.time, "time", tick)
+    monkeypatch.setattr(psutil, "Process", Crowded)
+    torch.set_num_threads(2)
+    threads = sac.Threads(2, torch.device("cpu"))
+    threads.give_way()
+    threads.give_way()
+    said = capsys.readouterr().out
+    assert said.startswith("CPU is busy: using 1 thread until the next checkpoint")
+    assert ("may round differently" in said) == told
 
 
 class Quiet:
