@@ -503,6 +503,7 @@ def threads_of_updates(sac, monkeypatch, tmp_path, capsys, request):
 
     with monkeypatch.context() as patch:
         patch.setattr(sac.time, "time", tick)
+        patch.setattr(sac.time, "process_time", lambda: 0.0)  # all of it is waiting
         patch.setattr(psutil, "Process", request.param)
         patch.setattr(sac.SAC, "update", spy)
         agent = train(sac, tmp_path / "watched", monkeypatch, *GIVING_WAY, "--threads=2")
