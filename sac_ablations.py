@@ -997,10 +997,10 @@ class PlainResults(gym.Wrapper):
     def step(self, action: np.ndarray):
         obs, reward, terminated, truncated, info = self.call(self.env.step, action)
         # Gymnasium-Robotics calls it is_success in Fetch and Hand, success in Maze and Adroit.
-        said = info.get("is_success", info.get("success"))
         try:
+            said = info.get("is_success", info.get("success"))
             success = {"is_success": float(np.asarray(said).item())}
-        except (TypeError, ValueError):  # there is none; it is a text, or several numbers
+        except (AttributeError, TypeError, ValueError):  # none, a text, or several numbers
             success = {}
         if np.size(reward) != 1:
             raise ValueError(f"SAC needs a reward of one number, not of shape {np.shape(reward)}")

@@ -346,6 +346,21 @@ def test_a_reward_that_is_no_number_is_an_error_at_once(sac, reward, error, said
         env.step(env.action_space.sample())
 
 
+class Silent(Counting):
+    """Returns None in place of `info`, as some environments do against Gymnasium's rules."""
+
+    def step(self, action):
+        *transition, _ = super().step(action)
+        return *transition, None
+
+
+@own_make_env
+def test_info_may_be_missing(sac):
+    env = make_env(sac, register("Silent", Silent))
+    env.reset(seed=1)
+    assert env.step(env.action_space.sample())[-1] == {}
+
+
 class Talkative(Counting):
     """Rewards are arrays (1,), and `info` differs in shape and type from instance to instance."""
 
