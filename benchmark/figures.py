@@ -40,12 +40,10 @@ def draw_variant(
     mean, low, high = estimate(lambda x: x.mean(axis=(0, 1)), runs.to_numpy().T)
     if len(runs.columns) < DECIDING:  # no interval, as in the table
         low = high = mean
-    curves = [(over_steps, runs.index)]
-    if hours is not None:
-        curves.append((over_hours, hours))
-    for panel, x in curves:
-        panel.plot(x, mean, **style, label=label)
-        panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    for panel, x in ((over_steps, runs.index), (over_hours, hours)):
+        if x is not None:
+            panel.plot(x, mean, **style, label=label)
+            panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     last = runs.iloc[-1]
     ends.plot(last, [place] * len(last), "o", markerfacecolor="none", color="0.5")
     error = [[mean[-1] - low[-1]], [high[-1] - mean[-1]]]

@@ -176,9 +176,9 @@ class Pool:
 
     def start(self):
         """As many of those that wait as there is room for, but for what other runners have."""
-        free = self.room() - len(self.running)
+        room = self.room()
         for job in list(self.waiting):
-            if free < 1:
+            if len(self.running) >= room:
                 return
             if job.run.finished(self.runs):
                 self.waiting.remove(job)
@@ -186,7 +186,6 @@ class Pool:
             elif job.start(self.runs, self.track):
                 self.waiting.remove(job)
                 self.running.append(job)
-                free -= 1
 
     def collect(self, board: Board):
         """Those that have ended; whoever fails is tried once more."""

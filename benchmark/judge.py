@@ -15,9 +15,6 @@ from benchmark.runs import RESULTS, Run, read, runs_of
 from benchmark.studies import Rule, Study
 
 REPETITIONS = 5_000  # of the bootstrap
-# What finals() takes for each measure of a rule.
-MEASURES = {"return": "return", "return over training": "over training"}
-MEASURES |= {"steps per second": "steps_per_second"}
 NONE_PUBLISHED = pd.DataFrame(columns=["env_id", "seed", "step", "return", "label"])
 
 
@@ -101,21 +98,22 @@ def estimate(function, *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return point[0], *interval[0]
 
 
-def finals(study: Study, rows: Rows, column: str = "return") -> dict[tuple[str, str], np.ndarray]:
+def finals(study: Study, rows: Rows, measure: str = "return") -> dict[tuple[str, str], np.ndarray]:
     """Per environment and variant what each finished run ended with, in the order of the seeds.
 
-    Its "best" is the highest return of all its evaluations, that "over training" their mean.
+    The measure is one of a rule's, or "best": the highest return of all evaluations.
     """
     run = ["env_id", "variant", "seed"]
-    if column == "best":
+    if measure == "best":
         numbers = rows.returns.groupby(run)["return"].max()
-    elif column == "over training":
+    elif measure == "return over training":
         numbers = rows.returns.groupby(run)["return"].agg(lambda of: of.mean(skipna=False))
-    elif column == "return":
+    elif measure == "return":
         # A run whose last evaluation is NaN has diverged. By default last() would skip the NaN.
         numbers = rows.returns.sort_values("step").groupby(run)["return"].last(skipna=False)
-    else:
-        numbers = rows.runs[rows.runs.state == "finished"].groupby(run)[column].last()
+    else:  # steps per second
+        finished = rows.runs[rows.runs.state == "finished"]
+        numbers = finished.groupby(run).steps_per_second.last()
     ends = {at: values.to_numpy() for at, values in numbers.groupby(["env_id", "variant"])}
     return {at: ends.get(at, np.array([])) for at in itertools.product(study.envs, study.variants)}
 

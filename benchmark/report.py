@@ -85,7 +85,7 @@ def estimated(function, *scores: np.ndarray, digits: int = 1) -> str:
 
 def tabulate_returns(study: Study, rows: Rows, env_id: str, reference: pd.DataFrame) -> str:
     """What the runs in one environment ended with, and the published ones below them."""
-    scores, speeds = finals(study, rows), finals(study, rows, "steps_per_second")
+    scores, speeds = finals(study, rows), finals(study, rows, "steps per second")
     bests = finals(study, rows, "best")
     labels = study.variants_in(env_id)
     default, lines = scores[env_id, labels[0]], []
@@ -157,7 +157,7 @@ def describe(rule: Rule) -> str:
 
 def write_verdict(study: Study, rows: Rows, done: str) -> tuple[list[str], str]:
     """The part of the report on the claim, and the verdict."""
-    scores = {name: finals(study, rows, column) for name, column in judge.MEASURES.items()}
+    scores = {rule.measure: finals(study, rows, rule.measure) for rule in study.rules}
     judged = [judge.judge(rule, scores[rule.measure], judge.failures(rows)) for rule in study.rules]
     summary = judge.verdict(judged)
     if (rows.runs.state != "finished").any():
@@ -234,8 +234,7 @@ def write_text(
         parts += ["## Temperature, entropy, Q and losses", figure]
     missing = rows.runs[rows.runs.state != "finished"]
     if len(missing):
-        told = ("env_id", "variant", "seed", "state")
-        lines = [[short(env), *rest] for env, *rest in missing[[*told]].itertuples(index=False)]
+        lines = [[short(x.env_id), x.variant, x.seed, x.state] for x in missing.itertuples()]
         table = tabulate(["environment", "variant", "seed", "state"], lines)
         parts += ["## Runs that are missing", table]
     if len(older.returns):

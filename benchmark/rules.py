@@ -69,12 +69,10 @@ class Study:
             lacks = "a claim without rules to judge it by"
             return f"has {'rules without a claim' if self.rules else lacks}"
         environments = [*self.flags_in, *self.seeds_in, *self.only.values()]
-        for name, known in [
-            *((env_id, self.envs) for env_id in environments),
-            *((label, self.variants) for label in self.only),
-        ]:
-            if name not in known:
-                return f"names {name}, which is none of {', '.join(known)}"
+        for names, known in ((environments, self.envs), (self.only, self.variants)):
+            for name in names:
+                if name not in known:
+                    return f"names {name}, which is none of {', '.join(known)}"
         for env_id in self.envs:
             if not self.variants_in(env_id):
                 return f"has no variant that runs in {env_id}"

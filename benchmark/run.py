@@ -79,8 +79,8 @@ def main():
     runs = Path.cwd() / "runs"
     grid = runs_of_all(args.studies, args.threads, args.variants)
     todo = [run for run in grid if not (run.finished(runs) or run.committed() and not args.again)]
-    print(f"{len(grid)} runs, {len(grid) - len(todo)} finished before", flush=True)
     before = len(grid) - len(todo)
+    print(f"{len(grid)} runs, {before} finished before", flush=True)
     with continuable("benchmark.run", f"{runs} must be a folder with space"):
         failed = execute([job(run) for run in todo], room, runs, args.track, before)
     if failed:

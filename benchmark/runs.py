@@ -213,11 +213,10 @@ def check(names: tuple[str, ...]):
     for name in names:
         if mistake := STUDIES[name].mistake():
             fail(f"study {name} {mistake}")
-        for script in {run.script for run in runs_of(name, STUDIES[name])}:
-            if not (ROOT / script).is_file():
-                fail(f"study {name} names {script}, and there is no such script here")
         labels = {}
         for run in runs_of(name, STUDIES[name]):
+            if not (ROOT / run.script).is_file():
+                fail(f"study {name} names {run.script}, and there is no such script here")
             other = labels.setdefault((run.key, run.seed), run.variant)
             if other != run.variant:
                 fail(f"study {name}: {other} and {run.variant} have the same settings")

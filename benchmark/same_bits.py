@@ -32,14 +32,8 @@ import tyro
 from benchmark.runs import ROOT, Records, code_hash, fail, git
 
 SCRIPTS = ("sac_continuous.py", "sac_dmc.py", "sac_ablations.py")
-COMPARED = ("agent", "rows", "random", "step")  # of a checkpoint
-# What older scripts call V and its slow copy.
-RENAMED = {
-    "agent.critics.value.": "agent.value.",
-    "agent.target_critics.value.": "agent.target_value.",
-}
 # A fixed temperature needs no optimizer: older scripts have one that moves nothing.
-OPTIONAL = "agent.alpha_optimizer."
+OPTIONAL = "alpha_optimizer."
 
 
 FIELD = re.compile(r"^    (\w+): ", re.M)  # of Args
@@ -165,31 +159,19 @@ def train(script: Path, case: Case, folder: Path) -> tuple[dict, dict]:
     return state, Records(run).read()
 
 
-def flatten(value, name: str) -> dict[str, torch.Tensor]:
-    """Tensors and numbers of nested dictionaries by their joined names."""
-    if isinstance(value, dict):
-        return {
-            key: x for part in value for key, x in flatten(value[part], f"{name}.{part}").items()
-        }
-    return {name: torch.as_tensor(value)}
-
-
 def comparable(state: dict, other: dict) -> dict[str, torch.Tensor]:
     """The compared tensors of a checkpoint by name, but for an optimizer that `other` lacks."""
-    tensors = {}
-    for key in COMPARED:
-        for name, value in flatten(state[key], key).items():
-            for before, now in RENAMED.items():
-                name = name.replace(before, now)
-            tensors[name] = value
-    if not any(f"agent.{name}".startswith(OPTIONAL) for name in other["agent"]):
-        tensors = {name: x for name, x in tensors.items() if not name.startswith(OPTIONAL)}
-    return tensors
+    # Older scripts call V critics.value, and its slow copy target_critics.value.
+    agent = {name.replace("critics.value.", "value."): x for name, x in state["agent"].items()}
+    if not any(name.startswith(OPTIONAL) for name in other["agent"]):
+        agent = {name: x for name, x in agent.items() if not name.startswith(OPTIONAL)}
+    rest = {key: torch.as_tensor(state[key]) for key in ("rows", "random", "step")}
+    return {f"agent.{name}": x for name, x in agent.items()} | rest
 
 
 def first_difference(old: dict, new: dict) -> str:
     """The first entry that one of two flat dictionaries lacks, or that differs, if any."""
-    for name in [*old, *(name for name in new if name not in old)]:
+    for name in old | new:
         if name not in old or name not in new:
             return f"{name} only in the {'old' if name in old else 'new'} one"
         a, b = old[name], new[name]

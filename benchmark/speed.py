@@ -48,7 +48,6 @@ except ImportError as error:
     fail(f"{error}: pip install -r benchmark/requirements.txt")
 
 SCRIPT = "sac_continuous.py"
-ENV_IDS = ["Hopper-v4", "Humanoid-v4"]
 # variant: library and flags; each is measured with one and with two threads, on as many cores
 VARIANTS = {
     "compiled": [str(ROOT / SCRIPT), "--compile", "on"],
@@ -70,7 +69,7 @@ class Args:
     parts: tuple[Part, ...] = get_args(Part)
     rounds: int = 5  # turns of each variant
     seconds: float = 6.0  # of each turn
-    env_ids: tuple[str, ...] = tuple(ENV_IDS)  # MuJoCo environments
+    env_ids: tuple[str, ...] = ("Hopper-v4", "Humanoid-v4")  # MuJoCo environments
     # NAME=PYTHON SCRIPT [FLAGS]: scripts with CleanRL's flags, measured beside all others
     beside: tuple[str, ...] = ()
 
@@ -266,20 +265,18 @@ def draw(rows: pd.DataFrame):
     """A bar per variant, thread count and environment, with the range of the rounds."""
     whole = rows[(rows.part == "whole") & (rows.variant != "environment alone")]
     table = whole.groupby(["env_id", "variant", "threads"]).value.agg(["median", "min", "max"])
-    env_ids = list(whole.env_id.unique())
     # Not every environment need be measured beside the same scripts.
     variants = whole.groupby("env_id", sort=False).variant.unique()
-    width = 1.1 * variants.map(len).sum()
-    figure = Figure(figsize=(width, 4), layout="constrained")
-    for axes, env_id in zip(np.atleast_1d(figure.subplots(1, len(env_ids))), env_ids):
-        names = variants[env_id]
+    figure = Figure(figsize=(1.1 * variants.map(len).sum(), 4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(variants)))
+    for axes, (env_id, names) in zip(panels, variants.items()):
         for threads, color, hatch in ((1, "0.75", ""), (2, "C0", "//")):
             values = [table.loc[env_id, name, threads] for name in names]
             places = np.arange(len(names)) + 0.2 * (2 * threads - 3)
-            spread = [[m - a for m, a, _ in values], [b - m for m, _, b in values]]
+            ranges = [[m - a for m, a, _ in values], [b - m for m, _, b in values]]
             label = f"{threads} thread{'s' * (threads > 1)} on {threads} core{'s' * (threads > 1)}"
             style = dict(color=color, hatch=hatch, edgecolor="k", label=label)
-            bars = axes.bar(places, [median for median, *_ in values], 0.38, yerr=spread, **style)
+            bars = axes.bar(places, [median for median, *_ in values], 0.38, yerr=ranges, **style)
             axes.bar_label(bars, fmt="%.0f", padding=3)
         owners = ["this script,\n" * (name in OURS) for name in names]
         broken = [name.replace(", ", ",\n").replace("-", "-\n") for name in names]

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -30,13 +31,10 @@ class Products(TorchDispatchMode):
         self.shapes = Counter()
 
     def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
-        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
-            a, b = arguments[:2]
-        elif function.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.baddbmm):
-            a, b = arguments[1:3]
-        else:
-            return function(*arguments, **(kwargs or {}))
-        self.shapes[(a.shape[0] if a.ndim == 3 else 1, *a.shape[-2:], b.shape[-1])] += 1
+        aten = torch.ops.aten
+        if function.overloadpacket in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+            a, b = arguments[-2:]  # What is added to the product, if anything, comes before them.
+            self.shapes[(a.shape[0] if a.ndim == 3 else 1, *a.shape[-2:], b.shape[-1])] += 1
         return function(*arguments, **(kwargs or {}))
 
 
@@ -47,12 +45,8 @@ def sizes(env_id: str) -> tuple[int, int]:
 
 def prepared(obs_dim: int, action_dim: int, batch_size: int = 256, critics: int = 2):
     """An agent, and its update from random transitions, compiled as in training."""
-    original = sac.Critics
-    sac.Critics = partial(original, n_critics=critics)
-    try:
+    with mock.patch.object(sac, "Critics", partial(sac.Critics, n_critics=critics)):
         agent = sac.SAC(obs_dim, action_dim, sac.Args())
-    finally:
-        sac.Critics = original
     random, rows = np.random.default_rng(0), 20_000
     buffer = sac.ReplayBuffer(rows, obs_dim, action_dim)
     obs = random.normal(size=(rows, obs_dim))

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import itertools
 import math
 import os
 import platform
@@ -59,7 +58,7 @@ class RunFailed(Exception):
 def flags_of(params: dict) -> list[str]:
     switch = lambda flag, on: [flag if on else f"--no-{flag[2:]}"]
     pairs = [switch(k, v) if isinstance(v, bool) else [k, str(v)] for k, v in params.items()]
-    return list(itertools.chain(*pairs))
+    return sum(pairs, [])
 
 
 # ---------------------------------------------------------------- one run of a trial

@@ -90,14 +90,12 @@ def report(name: str, study: optuna.Study, space: Space, folder: Path):
         sys.exit("no trial is complete, so there are no best settings")
     tables.write(study, space, folder)
     table = tables.tabulate(study, space)
-    best = table[table["state"] == "complete"]
-    best = best.sort_values("score", ascending=False, kind="stable")
+    best = table[table.state == "complete"].sort_values("score", ascending=False, kind="stable")
     shown = best[["trial", "score", *space.search]].head(5)
     say(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
-    trials = zip(best["trial"], best["score"], best["note"])
-    for place, (number, score, note) in enumerate(trials, 1):
-        if note:
-            say(f"{note}: trial {number}, score {score:.3g}, place {place} of {len(best)}")
+    for place, x in enumerate(best.itertuples(), 1):
+        if x.note:
+            say(f"{x.note}: trial {x.trial}, score {x.score:.3g}, place {place} of {len(best)}")
     command = ["python", space.script, *shlex.split(space.flags), *flags_of(study.best_params)]
     say(f"best: {shlex.join(command)}")
     draw(study, folder)

@@ -624,7 +624,7 @@ def judged_by_t(study: str) -> tuple[list[float], list[str]]:
     rows, _ = judge.collect(study, STUDIES[study], ROOT / "no-runs")
     rules, found = STUDIES[study].rules, []
     for rule in rules:
-        scores = judge.finals(STUDIES[study], rows, judge.MEASURES[rule.measure])
+        scores = judge.finals(STUDIES[study], rows, rule.measure)
         ours, other = scores[rule.env_id, rule.variant], rule.other
         if isinstance(other, str):
             theirs = scores[rule.env_id, other]

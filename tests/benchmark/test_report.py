@@ -229,14 +229,14 @@ def test_how_fast_a_variant_learns_can_be_judged(here):
     rows = synthetic(study(rule))
     early = (rows.returns.variant == "equal") & (rows.returns.step < 1000)
     rows.returns.loc[early, "return"] += 50
-    scores = judge.finals(study(rule), rows, "over training")
+    scores = judge.finals(study(rule), rows, rule.measure)
     mine = rows.returns[(rows.returns.variant == "equal") & (rows.returns.seed == 1)]
     assert scores[ENV, "equal"][0] == pytest.approx(mine["return"].mean())
     text, summary = report.write_text("x", study(rule), rows, rows.where(lambda t: t.seed > 99))
     assert summary == "confirmed"
     assert "return over training of equal is above that of default" in text
     rows.returns.loc[mine.index[0], "return"] = np.nan
-    assert np.isnan(judge.finals(study(rule), rows, "over training")[ENV, "equal"][0])
+    assert np.isnan(judge.finals(study(rule), rows, rule.measure)[ENV, "equal"][0])
 
 
 def test_missing_and_failed_runs_are_shown(here, monkeypatch):
