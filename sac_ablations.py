@@ -142,7 +142,7 @@ class Args:
     activation: Literal["ReLU", "Tanh", "ELU", "GELU", "SiLU"] = "ReLU"  # after each hidden layer
     layer_norm: bool = False  # in the critics and V, before each activation, no learned gain
     dropout: float = 0.0  # share of hidden units that critics and V drop; DroQ: --critics-subset 2
-    spectral_norm: bool = False  # largest singular value of the critics' hidden weights is about 1
+    spectral_norm: bool = False  # critics and V: largest singular value of hidden weights about 1
     value_network: bool = False  # as in the first SAC paper, V and its slow copy make the targets
 
     # Variants: reward and data
@@ -472,7 +472,7 @@ class SAC(nn.Module):
         weight: torch.Tensor = 1.0,
         steps: torch.Tensor = 1.0,
     ) -> dict[str, torch.Tensor]:
-        """One gradient step of every network, from noise (1 + policy updates, B, A).
+        """A step of critics, policy and temperature, from noise (1 + policy updates, B, A).
 
         Each optimizer's minimize(loss) is a step of Adam on its own parameters only. So the
         gradient of (3) passes through the critics to the action, and leaves their weights as they
@@ -783,12 +783,13 @@ class Hindsight(Storage):
         super().__init__(args, buffer)
         self.generator = generator
         env = make_env(args)  # only asked for rewards
-        self.env = env.unwrapped
+        self.compute_reward = outermost(env, "compute_reward")
+        self.compute_terminated = outermost(env, "compute_terminated")
         self.goal_shape, self.achieved, self.desired = goal_columns(env.env.observation_space)
 
     def store(self, obs, action, reward, terminated, next_obs, done):
         self.buffer.add(obs, action, reward, terminated, next_obs)
-        for i, transition in enumerate(zip(obs, action, terminated, next_obs)):
+        for i, transition in enumerate(zip(obs, action, reward, terminated, next_obs)):
             self.running[i].append(transition)
             if done[i]:
                 self.end_episode(i)
@@ -796,8 +797,9 @@ class Hindsight(Storage):
     def end_episode(self, i: int):
         if not self.running[i]:
             return
-        obs, action, terminated, next_obs = map(np.array, zip(*self.running[i]))
+        obs, action, reward, terminated, next_obs = map(np.array, zip(*self.running[i]))
         self.running[i] = []
+        self.check_rewards(reward, next_obs, terminated)
         for _ in range(self.args.hindsight):
             goal = next_obs[self.when_reached(len(obs)), self.achieved]
             for observations in (obs, next_obs):
@@ -814,13 +816,25 @@ class Hindsight(Storage):
         uniform = torch.rand(length, generator=self.generator, device=self.generator.device)
         return step + (uniform.cpu().double().numpy() * (length - step)).astype(int)
 
+    def check_rewards(self, reward, next_obs, terminated):
+        """End the program where compute_reward contradicts the rewards of an episode."""
+        said, _ = self.judge(next_obs[:, self.achieved], next_obs[:, self.desired], terminated)
+        said = self.args.reward_scale * said
+        agree = np.isclose(said, reward)
+        # Rounded observations may put a distance on the other side of a limit.
+        if agree.mean() < 0.9:
+            first = agree.argmin()
+            pair = f"{said[first]:g} where the environment returned {reward[first]:g}"
+            mend = "make both agree, or leave --hindsight out"
+            fail(f"--hindsight {self.args.hindsight}: compute_reward says {pair}: {mend}")
+
     def judge(self, achieved, goal, terminated) -> tuple[np.ndarray, np.ndarray]:
         """Reward and end (length,) that the environment gives for goals (length, G)."""
         achieved, goal = (x.reshape(-1, *self.goal_shape) for x in (achieved, goal))
-        reward = self.env.compute_reward(achieved, goal, [{}] * len(goal))
-        if hasattr(self.env, "compute_terminated"):
+        reward = self.compute_reward(achieved, goal, [{}] * len(goal))
+        if self.compute_terminated:
             # Reaching a goal may end the task. This method takes one goal at a time.
-            ends = [bool(self.env.compute_terminated(*pair, {})) for pair in zip(achieved, goal)]
+            ends = [bool(self.compute_terminated(*pair, {})) for pair in zip(achieved, goal)]
             # The episode's own end, such as a fall, ends the copies too.
             terminated = terminated | np.array(ends)
         return np.asarray(reward), terminated
@@ -1020,7 +1034,8 @@ def check_goals(args: Args, env: gym.Env):
     space = env.observation_space
     if not isinstance(space, gym.spaces.Dict) or not all(part in space.keys() for part in parts):
         fail(f"{what} has no goals (a Dict of {', '.join(parts)}): leave --hindsight out")
-    if not callable(getattr(env.unwrapped, "compute_reward", None)):
+    compute_reward = outermost(env, "compute_reward")
+    if not callable(compute_reward):
         fail(f"{what} has no compute_reward, which rewards other goals: leave --hindsight out")
     for part in parts[1:]:
         if not isinstance(space[part], gym.spaces.Box):
@@ -1032,12 +1047,17 @@ def check_goals(args: Args, env: gym.Env):
     for n in (1, 2):
         goals = np.zeros((n, *desired))
         try:
-            shape = np.shape(env.unwrapped.compute_reward(goals, goals, [{}] * n))
+            shape = np.shape(compute_reward(goals, goals, [{}] * n))
         except Exception as error:  # environments raise what they like
             fail(f"{what}: compute_reward must take arrays of goals, (n, ...): {error}")
         if shape != (n,):
             must = "must answer n goals with rewards (n,)"
             fail(f"{what}: compute_reward {must}, not {shape} for {n}")
+
+
+def outermost(env: gym.Env, name: str) -> Callable | None:
+    """The method of the first wrapper that has it, from without, or of the environment."""
+    return env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
 
 
 def goal_columns(space: gym.spaces.Dict) -> tuple[tuple[int, ...], slice, slice]:
@@ -1296,6 +1316,7 @@ def save_checkpoint(
         "random": generator.get_state(),
         "step": step,
         "versions": versions(agent.device),
+        "script": Path(__file__).name,
     }
     write_atomically(state, folder / "checkpoint.pt")
 
@@ -1366,6 +1387,10 @@ def load_checkpoint(args: Args) -> dict:
             refuse(args, f"{name!r} is missing or not of type {kind.__name__}")
     if checkpoint["step"] < 0:
         refuse(args, f"'step' is {checkpoint['step']}")
+    script = Path(__file__).name
+    if (trained_by := checkpoint.get("script", script)) != script:
+        other = f"the algorithm of {script} may be another"
+        print(f"warning: {trained_by} trained this agent, {other}", file=sys.stderr)
     return checkpoint
 
 
@@ -1413,15 +1438,16 @@ def refuse(args: Args, fault: str):
     fail(f"{name} {args.resume or args.evaluate}: {fault}")
 
 
-def versions(device: torch.device) -> dict[str, str | bool]:
+def versions(device: torch.device) -> dict[str, str | bool | None]:
     """What must be the same for a resumed run to compute the same bits."""
     used = [name for name in ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules]
-    family = torch.cpu.get_capabilities()["cpu_name"]
+    family = torch.cpu.get_capabilities().get("cpu_name", "unknown")
     return {
         "python": platform.python_version(),
         **{name: str(sys.modules[name].__version__) for name in used},
         # With other vector instructions, AVX2 or AVX512, sums are rounded in another order.
         "processor": f"{family}, {torch.backends.cpu.get_cpu_capability()}",
+        "MKL_CBWR": os.environ.get("MKL_CBWR"),  # the instructions that matrix products use
         "gpu": device.type == "cuda" and torch.cuda.get_device_name(),
     }
 
@@ -1712,9 +1738,12 @@ def parse_args() -> tuple[Args, list[str]]:
     saved = asdict(Args()) | read_args(args, run_folder(path))
     args = parse_flags(default=Args(**saved))
     changed = [key for key in saved if saved[key] != getattr(args, key)]
-    for key in FIXED_FLAGS:
+    # The sums of --n-step contain the discount.
+    for key in FIXED_FLAGS + ["gamma"] * (saved["n_step"] > 1):
         if key in changed:
             fail(f"{flag(key)} cannot change in a run: it was {saved[key]}, leave the flag out")
+    if args.evaluate and args.track and "track" in changed:
+        fail("--track logs training, and --evaluate trains nothing: leave it out")
     return args, [key for key in changed if key not in ("resume", "evaluate")]
 
 
@@ -1839,6 +1868,10 @@ def check_variants(args: Args):
     if args.target_entropy is not None:
         within(args, -1e9, 1e9, "target_entropy")
     must_not_exceed(args, "log_std_min", "log_std_max")
+    if args.hold_noise > 1 and random_steps(args) == 0:
+        fail("--hold-noise holds random actions, and there are none: raise --random-steps")
+    if not args.compensate and args.policy_frequency == 1:
+        fail("--no-compensate is for delayed policies: leave it out or add --policy-frequency 2")
     for key in ("alpha_lr", "target_entropy", "target_entropy_scale", "alpha_loss"):
         if not args.autotune and getattr(args, key) != getattr(Args, key):
             fail(f"{flag(key)} is for a learned temperature: leave it out or add --autotune")
@@ -1905,7 +1938,10 @@ def check_episodes(args: Args, env: gym.Env):
         print(f"warning: --checkpoint-frequency {args.checkpoint_frequency} {cut}", file=sys.stderr)
 
 
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes
+# Limits on Linux: the groups of processes, and which one is ours. The limit of a batch job is that
+# of a group, and so is that of a container.
+GROUPS = Path("/sys/fs/cgroup")
+OUR_GROUP = Path("/proc/self/cgroup")
 
 
 def check_memory(args: Args, env: gym.Env, device: torch.device):
@@ -1932,14 +1968,20 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the GPU, or on this machine within the limit of its container."""
+    """Bytes free on the GPU, or on this machine within the limits of container and batch job."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
     free = psutil.virtual_memory().available
     try:
-        return min(free, int(CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):  # it is no container, or has no limit ("max")
+        ours = GROUPS / OUR_GROUP.read_text().strip().removeprefix("0::/")
+    except OSError:  # it is no Linux
         return free
+    for group in (ours, *ours.parents):
+        try:
+            free = min(free, int((group / "memory.max").read_text()))
+        except (OSError, ValueError):  # it is no group, or has no limit ("max")
+            pass
+    return free
 
 
 def check_wandb(args: Args):
@@ -2008,7 +2050,8 @@ def prepare_machine(args: Args, device: torch.device):
         # On x86 without AMX "medium" is oneDNN in float32: twice as fast as MKL at these sizes and
         # as exact. With AMX it would round to bfloat16.
         cpu = torch.cpu.get_capabilities()
-        exact = device.type == "cpu" and cpu["architecture"] == "x86_64" and not cpu["amx_tile"]
+        amx = cpu.get("amx_tile", True)  # on some machines nothing is known
+        exact = device.type == "cpu" and cpu["architecture"] == "x86_64" and not amx
         precision = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(precision)
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

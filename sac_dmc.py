@@ -242,7 +242,7 @@ class SAC(nn.Module):
         self.alpha_optimizer = Adam([self.log_alpha], args.policy_lr)
 
     def update(self, batch: Batch, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One gradient step of every network, from standard normal noise (2, B, A).
+        """A gradient step of critics, policy and temperature, from standard normal noise (2, B, A).
 
         Each optimizer's minimize(loss) is a step of Adam on its own parameters only. So the
         gradient of (3) passes through the critics to the action, and leaves their weights as they
@@ -756,6 +756,7 @@ def save_checkpoint(
         "random": generator.get_state(),
         "step": step,
         "versions": versions(agent.device),
+        "script": Path(__file__).name,
     }
     write_atomically(state, folder / "checkpoint.pt")
 
@@ -826,6 +827,10 @@ def load_checkpoint(args: Args) -> dict:
             refuse(args, f"{name!r} is missing or not of type {kind.__name__}")
     if checkpoint["step"] < 0:
         refuse(args, f"'step' is {checkpoint['step']}")
+    script = Path(__file__).name
+    if (trained_by := checkpoint.get("script", script)) != script:
+        other = f"the algorithm of {script} may be another"
+        print(f"warning: {trained_by} trained this agent, {other}", file=sys.stderr)
     return checkpoint
 
 
@@ -873,15 +878,16 @@ def refuse(args: Args, fault: str):
     fail(f"{name} {args.resume or args.evaluate}: {fault}")
 
 
-def versions(device: torch.device) -> dict[str, str | bool]:
+def versions(device: torch.device) -> dict[str, str | bool | None]:
     """What must be the same for a resumed run to compute the same bits."""
     used = [name for name in ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules]
-    family = torch.cpu.get_capabilities()["cpu_name"]
+    family = torch.cpu.get_capabilities().get("cpu_name", "unknown")
     return {
         "python": platform.python_version(),
         **{name: str(sys.modules[name].__version__) for name in used},
         # With other vector instructions, AVX2 or AVX512, sums are rounded in another order.
         "processor": f"{family}, {torch.backends.cpu.get_cpu_capability()}",
+        "MKL_CBWR": os.environ.get("MKL_CBWR"),  # the instructions that matrix products use
         "gpu": device.type == "cuda" and torch.cuda.get_device_name(),
     }
 
@@ -1175,6 +1181,8 @@ def parse_args() -> tuple[Args, list[str]]:
     for key in FIXED_FLAGS:
         if key in changed:
             fail(f"{flag(key)} cannot change in a run: it was {saved[key]}, leave the flag out")
+    if args.evaluate and args.track and "track" in changed:
+        fail("--track logs training, and --evaluate trains nothing: leave it out")
     return args, [key for key in changed if key not in ("resume", "evaluate")]
 
 
@@ -1290,7 +1298,10 @@ def check_episodes(args: Args, env: gym.Env):
         print(f"warning: --checkpoint-frequency {args.checkpoint_frequency} {cut}", file=sys.stderr)
 
 
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes
+# Limits on Linux: the groups of processes, and which one is ours. The limit of a batch job is that
+# of a group, and so is that of a container.
+GROUPS = Path("/sys/fs/cgroup")
+OUR_GROUP = Path("/proc/self/cgroup")
 
 
 def check_memory(args: Args, env: gym.Env, device: torch.device):
@@ -1312,14 +1323,20 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the GPU, or on this machine within the limit of its container."""
+    """Bytes free on the GPU, or on this machine within the limits of container and batch job."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
     free = psutil.virtual_memory().available
     try:
-        return min(free, int(CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):  # it is no container, or has no limit ("max")
+        ours = GROUPS / OUR_GROUP.read_text().strip().removeprefix("0::/")
+    except OSError:  # it is no Linux
         return free
+    for group in (ours, *ours.parents):
+        try:
+            free = min(free, int((group / "memory.max").read_text()))
+        except (OSError, ValueError):  # it is no group, or has no limit ("max")
+            pass
+    return free
 
 
 def check_wandb(args: Args):
@@ -1388,7 +1405,8 @@ def prepare_machine(args: Args, device: torch.device):
         # On x86 without AMX "medium" is oneDNN in float32: twice as fast as MKL at these sizes and
         # as exact. With AMX it would round to bfloat16.
         cpu = torch.cpu.get_capabilities()
-        exact = device.type == "cpu" and cpu["architecture"] == "x86_64" and not cpu["amx_tile"]
+        amx = cpu.get("amx_tile", True)  # on some machines nothing is known
+        exact = device.type == "cpu" and cpu["architecture"] == "x86_64" and not amx
         precision = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(precision)
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

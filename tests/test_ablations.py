@@ -1825,6 +1825,8 @@ def test_bounds_of_the_log_std_the_wrong_way_round_are_refused(monkeypatch, caps
         ("--target-entropy=-3 --target-entropy-scale=2", "--target-entropy-scale .*leave it or"),
         ("--no-autotune --alpha-loss=alpha", "--alpha-loss is .*leave it"),
         ("--hindsight-strategy=final", "--hindsight-strategy needs .*add --hindsight 1"),
+        ("--hold-noise=3 --random-steps=0", "--hold-noise .* none: raise --random-steps"),
+        ("--no-compensate", "--no-compensate is .*add --policy-frequency 2"),
     ],
 )
 def test_what_could_not_work_is_refused_in_one_line(monkeypatch, capsys, tmp_path, flags, mend):

@@ -331,10 +331,38 @@ MISTAKES = {
 def test_a_container_has_no_more_memory_than_its_limit(sac, tmp_path, monkeypatch, limit, fits):
     if limit:
         (tmp_path / "memory.max").write_text(limit)
-    monkeypatch.setattr(sac, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(sac, "GROUPS", tmp_path)
     memory = SimpleNamespace(available=10**9)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert sac.free_memory(torch.device("cpu")) == (10**9 if fits else 4_000_000)
+
+
+@pytest.mark.parametrize(
+    "limits, free",
+    [
+        ({"job/step": "4000\n", "job": "max\n", ".": "9000\n"}, 4000),
+        ({"job/step": "max\n", "job": "4000\n", ".": "9000\n"}, 4000),
+        ({"job/step": "5000\n", "job": "9000\n", ".": "4000\n"}, 4000),
+        ({"job/other": "4000\n", "job/step": "max\n"}, 10**9),  # of other processes
+    ],
+)
+def test_a_batch_job_has_no_more_memory_than_its_groups(sac, tmp_path, monkeypatch, limits, free):
+    for group, limit in limits.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "memory.max").write_text(limit)
+    (tmp_path / "ours").write_text("0::/job/step\n")
+    monkeypatch.setattr(sac, "GROUPS", tmp_path)
+    monkeypatch.setattr(sac, "OUR_GROUP", tmp_path / "ours")
+    memory = SimpleNamespace(available=10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert sac.free_memory(torch.device("cpu")) == free
+    monkeypatch.setattr(sac, "OUR_GROUP", tmp_path / "none")  # as where it is no Linux
+    assert sac.free_memory(torch.device("cpu")) == 10**9
+
+
+def test_tracking_an_evaluation_is_refused(sac, tmp_path, finished):
+    line = refusal(tmp_path, sac, "--evaluate runs/finished --track")
+    assert "--track logs training, and --evaluate trains nothing: leave it out" in line
 
 
 def test_an_evaluation_takes_no_memory_for_updates(sac, monkeypatch, capsys):

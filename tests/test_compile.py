@@ -725,6 +725,7 @@ def test_a_precision_is_set_as_it_is_asked_for(sac, precision):
     [
         ("cpu", dict(architecture="x86_64", amx_tile=False), "medium"),  # which is exact there
         ("cpu", dict(architecture="x86_64", amx_tile=True), "highest"),
+        ("cpu", dict(architecture="x86_64"), "highest"),  # nothing else is known of it
         ("cpu", dict(architecture="aarch64", amx_tile=False), "highest"),
         ("cuda", dict(architecture="x86_64", amx_tile=False), "highest"),
     ],

@@ -45,6 +45,7 @@ MAY_DIFFER = {
         "steps_per_action",
         "make_buffer",
         "make_agent",
+        "parse_args",
         "parse_flags",
         "check_flags",
         "check_memory",
@@ -70,6 +71,7 @@ MAY_DIFFER = {
         "NStepSums",
         "Hindsight",
         "check_goals",
+        "outermost",
         "goal_columns",
     },
 }

@@ -364,7 +364,7 @@ def test_a_resume_by_another_version_warns(sac, finished):
 
 @pytest.mark.parametrize(
     "name",
-    ["python", "torch", "numpy", "gymnasium", "processor", "gpu"]
+    ["python", "torch", "numpy", "gymnasium", "processor", "MKL_CBWR", "gpu"]
     + [pytest.param("mujoco", marks=only_dmc)],  # noted where it is used
 )
 def test_each_version_is_noted_and_a_change_of_it_warned_of(sac, name, capsys):
@@ -382,6 +382,33 @@ def test_other_vector_instructions_are_another_processor(sac, monkeypatch, capsy
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "of another machine")
     sac.print_resume(sac.Args(cuda=False), {"step": 30, "versions": noted}, [])
     assert "warning: processor changed: " in capsys.readouterr().err
+
+
+def test_a_processor_of_which_nothing_is_known_is_noted_so(sac, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "s390x"})
+    assert sac.versions(torch.device("cpu"))["processor"].startswith("unknown, ")
+
+
+@pytest.mark.parametrize("name", ["--resume", "--evaluate"])
+@pytest.mark.parametrize("script", ["sac_continuous", "sac_other"])
+def test_another_script_is_warned_of_each_time(sac, finished, tmp_path, name, script, capsys):
+    state = load(only_run(finished) / "checkpoint.pt")
+    assert state["script"] == f"{sac.__name__}.py"
+    torch.save(state | {"script": f"{script}.py"}, tmp_path / "checkpoint.pt")
+    for _ in range(2):
+        sac.load_checkpoint(sac.Args(**{name[2:]: tmp_path}))
+        err = capsys.readouterr().err
+        warned = f"warning: {script}.py trained this agent, the algorithm of {sac.__name__}.py may"
+        assert (warned in err) == (script != sac.__name__)
+        assert err.count("\n") == (script != sac.__name__)
+
+
+def test_an_older_checkpoint_does_not_name_its_script(sac, finished, tmp_path, capsys):
+    state = load(only_run(finished) / "checkpoint.pt")
+    del state["script"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    sac.load_checkpoint(sac.Args(resume=tmp_path))
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cuda", [True, False])

@@ -161,7 +161,42 @@ needs_compiler = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler"
 )
 
+
+class Tenfold(gym.Wrapper):
+    """Rewards ten times as large, and says so of other goals too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(Goals(**kwargs))
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        return obs, 10 * reward, *rest
+
+    def compute_reward(self, achieved, desired, info):
+        return 10 * self.env.compute_reward(achieved, desired, info)
+
+
+class Silent(Tenfold):
+    """Does not say so: compute_reward is that of the environment within."""
+
+    def __getattribute__(self, name):
+        if name == "compute_reward":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+class Ended(gym.Wrapper):
+    """Ends the task at a goal, where the environment within says that no goal ends it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(Endless(**kwargs))
+
+    def compute_terminated(self, achieved, desired, info):
+        return reward_of(achieved, desired, info) == 0
+
+
 KINDS = (Counting, Goals, Ending, OneAtATime, Picky, Squeezing, Choices, Unlike, Endless, Drawn)
+KINDS += (Tenfold, Silent, Ended)
 for kind in KINDS:
     gym.register(f"Storage{kind.__name__}-v0", entry_point=kind)
 
@@ -634,6 +669,52 @@ def test_without_gymnasium_robotics_one_line_says_what_to_install(start, capsys,
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
     refused = r"--env-id .*FetchReach-v4: .*pip install gymnasium-robotics"
     check_refusal(lambda: start(env_id=name, hindsight=4), capsys, refused)
+
+
+def test_copies_are_rewarded_as_the_outermost_wrapper_rewards_them(start):
+    _, checkpoint = start("Tenfold", hindsight=3, reward_scale=0.5)
+    rewards = Counter(row.reward[0] for row in read_rows(checkpoint))
+    assert set(rewards) == {0.0, -5.0}
+    assert min(rewards.values()) > 20
+
+
+def test_copies_end_where_the_outermost_wrapper_ends_them(start):
+    _, checkpoint = start("Ended", hindsight=3)
+    for row in read_rows(checkpoint):
+        made = MADE[origin(row.obs)]
+        if row.obs[DESIRED].tolist() == made.desired.flatten().tolist():
+            assert row.terminated[0] == made.terminated
+        else:
+            assert row.terminated[0] == (row.reward[0] == 0)
+
+
+def test_rewards_that_contradict_compute_reward_are_refused(start, capsys):
+    refused = "--hindsight 2: compute_reward says -1 where the environment returned -10: .*or leave"
+    check_refusal(lambda: start("Silent", hindsight=2), capsys, refused)
+
+
+@pytest.mark.parametrize("wrong, refused", [(1, False), (2, True)])
+def test_one_rounded_distance_in_an_episode_is_no_contradiction(start, capsys, wrong, refused):
+    """Of 19 rewards one or two are on the other side of the limit."""
+    args = sac.Args(env_id="StorageGoals-v0", hindsight=1)
+    storage = sac.Hindsight(args, sac.ReplayBuffer(9, 7, 1, args=args), torch.Generator())
+    obs = np.zeros((19, 7))
+    reward = np.where(np.arange(19) < wrong, -1.0, 0.0)
+    if refused:
+        with pytest.raises(SystemExit):
+            storage.check_rewards(reward, obs, np.zeros(19, dtype=bool))
+    else:
+        storage.check_rewards(reward, obs, np.zeros(19, dtype=bool))
+    assert ("compute_reward says" in capsys.readouterr().err) == refused
+
+
+def test_a_resumed_run_keeps_the_discount_in_its_sums(start, capsys):
+    summed, _ = start("Counting", n_step=3)
+    capsys.readouterr()
+    refused = "--gamma cannot change in a run: it was 0.99"
+    check_refusal(lambda: start(resume=summed, gamma=0.9), capsys, refused)
+    plain, _ = start("Counting")
+    start(resume=plain, gamma=0.9, total_timesteps=80)
 
 
 @pytest.mark.parametrize("change", [dict(n_step=4), dict(hindsight=2)], ids=str)
