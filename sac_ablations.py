@@ -141,7 +141,7 @@ class Args:
     init: Literal["xavier", "torch", "orthogonal", "normal"] = "xavier"  # weights; normal: N(0, 1)
     activation: Literal["ReLU", "Tanh", "ELU", "GELU", "SiLU"] = "ReLU"  # after each hidden layer
     layer_norm: bool = False  # in the critics and V, before each activation, no learned gain
-    dropout: float = 0.0  # share of hidden units that critics and V drop; DroQ: --critics-subset 2
+    dropout: float = 0.0  # dropout probability in critics and V; DroQ: --critics-subset 2
     spectral_norm: bool = False  # critics and V: largest singular value of hidden weights about 1
     value_network: bool = False  # as in the first SAC paper, V and its slow copy make the targets
 
@@ -149,7 +149,7 @@ class Args:
     reward_scale: float = 1.0  # factor of the stored rewards
     random_steps: int = -1  # steps of random actions; -1: as many as --learning-starts
     hold_noise: int = 1  # how often in a row each random action is taken
-    truncation_terminates: bool = False  # take time limits for ends of the task
+    truncation_terminates: bool = False  # treat truncation by a time limit as termination
     combined_replay: bool = False  # CER: each batch has the newest rows stored, --num-envs of them
     prioritized_replay: bool = False  # PER: sample by TD error, weight by importance
     n_step: int = 1  # rewards that a target sums before it bootstraps

@@ -40,7 +40,8 @@ DIAGNOSTICS = {  # key of a record: what figures call it
     "losses/actor_loss": "loss of the policy",
     "eval/success_rate": "success rate, deterministic policy",
 }
-# These settings change no result, or only its rounding. The seed stands beside the key.
+# These settings change no result, or only its rounding or, on a GPU, what is drawn at random.
+# The seed stands beside the key.
 WITHOUT_EFFECT = {"seed", "exp_name", "threads", "compile", "cuda", "log_frequency"}
 WITHOUT_EFFECT |= {"capture_video", "track", "wandb_project_name", "wandb_entity"}
 WITHOUT_EFFECT |= {"resume", "evaluate"}
