@@ -728,6 +728,9 @@ class Storage:
         """Transitions of N environments, as in ReplayBuffer, and which episodes ended (N,)."""
         if self.args.truncation_terminates:
             terminated = done
+        outside = reward[~((-self.args.action_repeat <= reward) & (reward <= 0))]
+        if self.args.clip_targets and len(outside):
+            fail(f"--clip-targets is for rewards in [-1, 0], not {outside[0]:g}: leave it out")
         self.rounds += 1
         self.store(obs, action, self.args.reward_scale * reward, terminated, next_obs, done)
 

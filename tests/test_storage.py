@@ -708,6 +708,33 @@ def test_one_rounded_distance_in_an_episode_is_no_contradiction(start, capsys, w
     assert ("compute_reward says" in capsys.readouterr().err) == refused
 
 
+def test_clipped_targets_are_learned_from(start):
+    _, plain = start("Goals")
+    _, clipped = start("Goals", clip_targets=True)
+    assert torch.equal(plain["rows"][:24], clipped["rows"][:24])  # acting does not know of it
+    name = "critics.weights.0"
+    assert not torch.equal(plain["agent"][name], clipped["agent"][name])
+
+
+@pytest.mark.parametrize(
+    "env, flags, reward",
+    [
+        ("Counting", {}, r"0\.\d+"),
+        ("Tenfold", dict(reward_scale=0.1), "-10"),
+        ("Tenfold", dict(n_step=3), "-10"),
+        ("Goals", dict(action_repeat=2), None),
+        ("Goals", dict(reward_scale=3), None),
+    ],
+    ids=str,
+)
+def test_rewards_that_clipped_targets_cannot_hold_are_refused(start, capsys, env, flags, reward):
+    if reward is None:
+        start(env, clip_targets=True, **flags)
+        return
+    refused = rf"--clip-targets is for rewards in \[-1, 0\], not {reward}: leave it out"
+    check_refusal(lambda: start(env, clip_targets=True, **flags), capsys, refused)
+
+
 def test_a_resumed_run_keeps_the_discount_in_its_sums(start, capsys):
     summed, _ = start("Counting", n_step=3)
     capsys.readouterr()
