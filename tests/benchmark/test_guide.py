@@ -77,8 +77,14 @@ def test_each_task_of_a_job_array_is_a_runner():
 def test_the_readers_studies_are_such(name, study):
     assert name not in STUDIES and study.claim and study.mistake() is None
     runs = runs_of(name, study)
-    assert re.search(rf"benchmark\.run {name} +# {len(runs)} runs", GUIDE)
+    assert re.search(rf"benchmark\.run {name}( --again)? +# {len(runs)} runs", GUIDE)
     assert len({run.key for run in runs}) == len(study.variants)
+
+
+def test_the_study_of_a_copy_shares_runs_with_another_as_said():
+    runs = runs_of("mine", examples()["mine"])
+    assert sum(run.committed() for run in runs if run.variant == "original") == 3
+    assert "three runs of the original come from `results/quick`" in " ".join(GUIDE.split())
 
 
 def test_there_is_a_study_of_a_flag_and_one_of_a_copy():
