@@ -693,18 +693,21 @@ def test_rewards_that_contradict_compute_reward_are_refused(start, capsys):
     check_refusal(lambda: start("Silent", hindsight=2), capsys, refused)
 
 
-@pytest.mark.parametrize("wrong, refused", [(1, False), (2, True)])
-def test_one_rounded_distance_in_an_episode_is_no_contradiction(start, capsys, wrong, refused):
-    """Of 19 rewards one or two are on the other side of the limit."""
+@pytest.mark.parametrize(
+    "length, wrong, refused",
+    [(1, 1, False), (5, 1, False), (5, 2, True), (19, 2, True), (20, 2, False), (20, 3, True)],
+)
+def test_a_rounded_distance_is_no_contradiction(start, capsys, length, wrong, refused):
+    """Of the rewards of an episode so many are on the other side of the limit."""
     args = sac.Args(env_id="StorageGoals-v0", hindsight=1)
     storage = sac.Hindsight(args, sac.ReplayBuffer(9, 7, 1, args=args), torch.Generator())
-    obs = np.zeros((19, 7))
-    reward = np.where(np.arange(19) < wrong, -1.0, 0.0)
+    obs = np.zeros((length, 7))
+    reward = np.where(np.arange(length) < wrong, -1.0, 0.0)
     if refused:
         with pytest.raises(SystemExit):
-            storage.check_rewards(reward, obs, np.zeros(19, dtype=bool))
+            storage.check_rewards(reward, obs, np.zeros(length, dtype=bool))
     else:
-        storage.check_rewards(reward, obs, np.zeros(19, dtype=bool))
+        storage.check_rewards(reward, obs, np.zeros(length, dtype=bool))
     assert ("compute_reward says" in capsys.readouterr().err) == refused
 
 
