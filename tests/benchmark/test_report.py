@@ -128,6 +128,11 @@ def test_of_equal_returns_half_count_as_better():
     assert report.improvement(np.array([[1.0], [2.0]]), np.array([[2.0], [3.0]])) == 1 / 8
 
 
+@pytest.mark.parametrize("ours, theirs", [([1.0, np.nan], [0.0]), ([1.0], [np.nan, 0.0])])
+def test_nothing_is_better_than_a_run_that_diverged(ours, theirs):
+    assert np.isnan(report.improvement(np.array(ours)[:, None], np.array(theirs)[:, None]))
+
+
 @pytest.mark.parametrize(
     "variant, relation, other, expected",
     [
@@ -461,7 +466,7 @@ def published(path, ends, last=1000):
 
 @pytest.mark.parametrize(
     "shift, said",
-    [(-50, "ahead, +"), (0, "neither ahead nor behind, "), (50, "behind, -")],
+    [(-50, "ahead, +"), (0, "not significantly different, "), (50, "behind, -")],
     ids=lambda x: str(x)[:6],
 )
 def test_runs_published_seed_by_seed_are_compared_with(here, shift, said):
@@ -474,7 +479,7 @@ def test_runs_published_seed_by_seed_are_compared_with(here, shift, said):
     assert row[1:4] == ["5", f"{theirs.mean():.1f}", f"{theirs.std(ddof=1):.1f}"]
     (sentence,) = re.findall(r"^default against SBX, published: (.*)$", text, re.M)
     assert sentence.startswith(said)
-    assert f", {ours.mean() - theirs.mean():+.1f} [" in sentence and "by Welch's t." in sentence
+    assert f", {ours.mean() - theirs.mean():+.1f} [" in sentence and "by bootstrap." in sentence
     curves, over_hours, ends = figures.draw_returns(PLAIN, rows, reference).axes
     line = next(line for line in curves.lines if line.get_label() == "SBX, published")
     assert line.get_xydata()[-1] == pytest.approx((990, theirs.mean()))
@@ -487,8 +492,8 @@ def test_of_published_runs_the_wider_interval_decides(here):
     theirs = judge.finals(PLAIN, rows)[ENV, "default"].mean() - [15, 20, 70]
     reference = published(here / "SBX.csv", theirs)
     text, _ = report.write_text("x", PLAIN, rows, rows.where(lambda t: t.seed > 99), reference)
-    sentence = r"SBX, published: neither .* \[(.*), .*\], \[(.*), (.*)\] by Welch's t\."
-    by_bootstrap, low, high = map(float, re.search(sentence, text).groups())
+    sentence = r"SBX, published: not .* \[(.*), (.*)\] by Welch's t, \[(.*), .*\] by bootstrap\."
+    low, high, by_bootstrap = map(float, re.search(sentence, text).groups())
     assert by_bootstrap > 0 and low < 0 < high
 
 
