@@ -132,8 +132,8 @@ def compare_with_published(study: Study, rows: Rows, env_id: str, reference: pd.
             places = {"confirmed": "ahead", "refuted": "behind"}
             # By Welch's t: no rule fixed beforehand says that the bootstrap decides this.
             place = places.get(one.t_verdict, "not significantly different")
-            intervals = f"{bounds(*one.t_interval)} by Welch's t, {bounds(*one.interval)} by bootstrap"
-            difference = f"{one.difference:+.1f} {intervals}"
+            welch, bootstrap = bounds(*one.t_interval), bounds(*one.interval)
+            difference = f"{one.difference:+.1f} {welch} by Welch's t, {bootstrap} by bootstrap"
             sentences.append(f"{label} against {other}: {place}, {difference}.")
     return " ".join(sentences)
 
