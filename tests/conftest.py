@@ -23,6 +23,8 @@ LONG = {"undisturbed", "tuned", "real"}  # the fixtures of benchmark/ that train
 def pytest_configure(config):
     # A shell has what runs in its background ignore Ctrl-C; what tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where uv runs the tests, the scripts would tell how to go on with it.
+    os.environ.pop("UV", None)
     # To ask in the usual way whether there is a GPU begins its use, and forks cannot go on with it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # Four workers share the cores: a thread that waits for another one must not spin on its core.

@@ -7,10 +7,13 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -26,15 +29,22 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("sac_continuous", "sac_dmc", "sac_ablations")
+# What PyTorch compiles with: a C++ compiler, and Python's headers.
+HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
+COMPILER = HEADERS and shutil.which(os.environ.get("CXX", "g++"))
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler, or no Python.h")
 
 
 def suite_or_skip() -> ModuleType:
     """dm_control.suite. Without it, or without EGL, the tests that need it are skipped."""
-    os.environ.setdefault("MUJOCO_GL", "egl")  # as the script does, before dm_control looks
+    given = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = given or "egl"  # as the script does, before dm_control looks
     try:
         importlib.import_module("shimmy")
         return importlib.import_module("dm_control.suite")
     except (ImportError, AttributeError, ctypes.ArgumentError) as error:  # the last two: no EGL
+        if given is None:  # with the variable set, MuJoCo could not be imported either
+            del os.environ["MUJOCO_GL"]
         pytest.skip(f"dm_control cannot be imported: {error}", allow_module_level=True)
 
 
@@ -172,6 +182,17 @@ def child(folder: Path, script: ModuleType, arguments: str, sabotage: Callable |
     if sabotage:
         sabotage(script)
     script.main()
+
+
+def wait_for_the_next_second(folder: Path):
+    """TensorBoard reads files in the order of their names, and these begin with the second.
+
+    Within one second the number of the process decides, as a text: 10000 comes before 9999.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    assert seconds
+    while int(time.time()) <= max(seconds):
+        time.sleep(0.01)
 
 
 def only_run(folder: Path) -> Path:

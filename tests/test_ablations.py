@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -27,7 +26,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from gymnasium.spaces import Box
-from helpers import load, only_run, run_forked, same, saved_args, words
+from helpers import (
+    load,
+    needs_compiler,
+    only_run,
+    run_forked,
+    same,
+    saved_args,
+    wait_for_the_next_second,
+    words,
+)
 from matplotlib.figure import Figure
 
 import sac_ablations as sac
@@ -38,7 +46,6 @@ ACTION = 2
 ROWS = 6
 # Of an action at noise zero, mean zero and log std zero: log(2 pi) / 2 in each dimension.
 ENTROPY = ACTION * 0.9189385332046727
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PARENTS_FLAGS = {field.name for field in dataclasses.fields(parent.Args)}
 DEFAULTS = {
     field.name: field.default
@@ -1944,7 +1951,7 @@ def test_every_flag_of_the_agent_is_among_the_traced(name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize(
     "flags",
     [
@@ -2045,7 +2052,9 @@ def test_killed_and_resumed_is_never_killed(tmp_path, flags, stride):
     assert run_forked(killed, sac, f"{RESUMED} {flags}", kill).code == -signal.SIGKILL
     resume = f"--resume {only_run(killed)}"
     for _ in range(2):  # from step 60, then from step 120, where updates began
+        wait_for_the_next_second(only_run(killed))
         assert run_forked(killed, sac, resume, kill).code == -signal.SIGKILL
+    wait_for_the_next_second(only_run(killed))
     result = run_forked(killed, sac, resume)
 
     assert result.code == 0, result.err

@@ -30,6 +30,7 @@ from helpers import (
     Toy,
     command,
     load,
+    needs_compiler,
     only_run,
     register,
     run,
@@ -433,7 +434,7 @@ def test_without_a_compiler_the_update_runs_uncompiled(sac, tmp_path, name, valu
 
 @once
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no compiler")
+@needs_compiler
 def test_compiled_code_is_there_after_a_compilation(sac, tmp_path):
     """The compilation by which a run sees whether there is a compiler: the first of its own."""
     program = tmp_path / "program.py"

@@ -6,7 +6,6 @@ And combinations of --compile, --num-envs, --track and --capture-video make real
 import importlib
 import itertools
 import os
-import shutil
 import sys
 import threading
 from copy import deepcopy
@@ -17,10 +16,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from helpers import is_same, load, only_run, run, same, saved_args
+from helpers import COMPILER, is_same, load, needs_compiler, only_run, run, same, saved_args
 
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 once = pytest.mark.only("sac_continuous")  # it takes long, and the lines are the same in each
 
@@ -126,7 +123,7 @@ def test_all_flags_together_make_real_updates(
     sac, compiled, num_envs, track, video, tmp_path, monkeypatch, request
 ):
     if compiled and not COMPILER:
-        pytest.skip("no C++ compiler")
+        pytest.skip("no C++ compiler, or no Python.h")
     if compiled and (num_envs, track, video) not in REALLY_COMPILED:
         request.getfixturevalue("traced")
     in_suite = sac.__name__ == "sac_dmc"
@@ -145,6 +142,7 @@ def test_all_flags_together_make_real_updates(
             importlib.import_module("wandb").teardown()
 
     folder = only_run(tmp_path)
+    assert saved_args(folder)["compile"] == ("on" if compiled else "off")
     agent, _ = make_agent(sac, obs_dim=5 if in_suite else 3)
     before = agent.state_dict()
     after = load(folder / "model.pt")["agent"]
@@ -353,6 +351,7 @@ def test_the_number_of_threads_changes_no_bits(sac, compiled, precision, tmp_pat
         mode = None if avx512 else "AVX2"
         ended = run(folder, script, f"{flags} --threads {threads}", MKL_CBWR=mode)
         assert ended.code == 0, ended.err
+        assert saved_args(only_run(folder))["compile"] == compiled
         agents.append(load(only_run(folder) / "model.pt")["agent"])
     assert agents[0]["critic_optimizer.steps"] == 20
     same(*agents)

@@ -1026,6 +1026,7 @@ def test_a_run_that_wandb_refuses(script, finished, tmp_path, monkeypatch, error
     assert list(tmp_path.glob("runs/*")) == [tmp_path / "runs" / "finished"]
     ended = run(tmp_path, script.module, "--resume runs/finished --track --total-timesteps 110")
     assert_one_line(ended)
+    assert "--resume runs/finished" in ended.err
     assert load(finished / "checkpoint.pt")["step"] == 60
 
 
@@ -1308,7 +1309,7 @@ def test_help_describes_the_script(script, monkeypatch, capfd):
 @pytest.mark.slow
 @parent_only
 @pytest.mark.parametrize("seconds", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("flags", ["", "--compile on"])
+@pytest.mark.parametrize("flags", ["--compile off", "--compile on"])
 def test_ctrl_c_soon_after_the_start(script, tmp_path, seconds, flags):
     """To the whole group of processes, as a terminal sends it: PyTorch's compilers have it too."""
     flags = f"{script.small} --total-timesteps 100000 {flags}"

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict
-from helpers import BOUNDS, SPACES, Counting, journal, made_columns, register
+from helpers import BOUNDS, SPACES, Counting, journal, made_columns, register, suite_or_skip
 
 pytestmark = pytest.mark.usefixtures("gymnasium_only")
 own_make_env = pytest.mark.without("sac_dmc")  # a test of make_env itself; that of sac_dmc differs
@@ -439,11 +439,9 @@ def test_a_wrapped_environment_is_not_taken_for_the_one_inside(sac, train, capsy
 
 
 box2d = pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs Box2D")
-no_suite = not importlib.util.find_spec("dm_control")
-dm_control = pytest.mark.skipif(no_suite, reason="needs dm_control")
 CARTPOLE = "shimmy:dm_control/cartpole-swingup-v0"
 KINDS = ["Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v4", "Hopper-v5"]
-KINDS += [pytest.param(CARTPOLE, marks=dm_control)]
+KINDS += [CARTPOLE]
 KINDS += [pytest.param("LunarLanderContinuous-v3", marks=box2d)]
 KINDS += [pytest.param("BipedalWalker-v3", marks=box2d)]
 
@@ -451,6 +449,8 @@ KINDS += [pytest.param("BipedalWalker-v3", marks=box2d)]
 @once
 @pytest.mark.parametrize("env_id", KINDS)
 def test_trains_on(sac, train, env_id):
+    if env_id == CARTPOLE:
+        suite_or_skip()
     seen = train(sac, env_id, 60, learning_starts=30, batch_size=32)
     assert len(seen.updates) == 30
     assert seen.buffer.count == 60
@@ -473,8 +473,11 @@ def test_v4_is_no_reason_to_warn(sac, env_id):
 
 
 @own_make_env
-@dm_control
 class TestDmControl:
+    @pytest.fixture(autouse=True)
+    def suite(self):
+        suite_or_skip()
+
     def episode(self, sac, seed, steps):
         """First observation and those of the steps, and the ends."""
         env = make_env(sac, CARTPOLE)

@@ -13,10 +13,21 @@ SCRIPT = ROOT / "sac_continuous.py"
 FILES = [SCRIPT, ROOT / "sac_dmc.py", ROOT / "sac_ablations.py"]
 
 
-def header(script=SCRIPT) -> list[str]:
-    """The requirements in the script's inline metadata (PEP 723)."""
+def metadata(script=SCRIPT) -> dict:
+    """The script's inline metadata (PEP 723), as uv reads it."""
     block = re.search(r"^# /// script\n(.*?)^# ///$", script.read_text(), re.S | re.M).group(1)
-    return re.findall(r'"((?:[^"\\])+==[^"]+)"', block)
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    return tomllib.loads("".join(line[2:] for line in block.splitlines(keepends=True)))
+
+
+def header(script=SCRIPT) -> list[str]:
+    """The requirements there."""
+    return metadata(script)["dependencies"]
+
+
+@pytest.mark.parametrize("script", FILES, ids=lambda script: script.stem)
+def test_the_header_promises_the_pythons_of_the_readme(script):
+    assert metadata(script)["requires-python"] == ">=3.10"
 
 
 def test_the_header_pins_what_requirements_pin():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import BOUNDS, ENDINGS, SPACES, journal, made_columns, oldest_first
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.usefixtures("gymnasium_only")
 
@@ -126,6 +127,27 @@ def test_replay_stores_actions_before_rescaling(sac, train, name):
     assert (actions.min(0) < -0.3).all()
     assert (actions.max(0) > 0.3).all()
     check(seen.stored, made_columns(sac, BOUNDS[name]))
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often Python reads a number of a tensor, which makes it wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_number_of_a_tensor(sac, train):
+    """Logs do, and each of these runs writes one, at its end."""
+    counts = []
+    for steps in (60, 100):
+        with Reads() as reads:
+            seen = train(sac, "Counting-mixed-v0", steps, learning_starts=20)
+        assert len(seen.updates) == steps - 20
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
 
 
 # The buffer by itself -----------------------------------------------------------------------------

@@ -15,7 +15,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import is_same, load, only_run, run_forked, same, saved_args
+from helpers import (
+    COMPILER,
+    is_same,
+    load,
+    only_run,
+    run_forked,
+    same,
+    saved_args,
+    wait_for_the_next_second,
+)
 from matplotlib.axes import Axes
 from torture import difference
 
@@ -134,6 +143,7 @@ def run_through(sac, folder: Path, env: str, extra: str = "", flags: str = FLAGS
 
 
 def resume(sac, folder: Path, flags: str = "", sabotage=None):
+    wait_for_the_next_second(only_run(folder))
     return run_forked(folder, sac, f"--resume {only_run(folder)} {flags}", sabotage)
 
 
@@ -158,10 +168,12 @@ CASES = [
 def test_killed_and_resumed_is_never_killed(sac, tmp_path, env, num_envs, repeat, extra):
     if env == "BipedalWalker-v3":
         pytest.importorskip("Box2D")
-    if "--compile on" in extra and not shutil.which(os.environ.get("CXX", "g++")):
-        pytest.skip("no C++ compiler")
+    if "--compile on" in extra and not COMPILER:
+        pytest.skip("no C++ compiler, or no Python.h")
     whole = run_through(sac, tmp_path / "whole", env, f"--num-envs {num_envs} {extra}")
     assert whole["curves"]["losses/qf_loss"].size > 0
+    how = saved_args(only_run(tmp_path / "whole"))["compile"]
+    assert how == ("on" if "--compile on" in extra else "off")
     if "--eval-frequency 0" not in extra:
         assert whole["curves"]["eval/episodic_return"].shape == (2, 2)
         assert "best.pt" in whole

@@ -4,9 +4,7 @@ Most tests train through main() on Counting, an environment whose observations s
 from and which writes down each step it made. What the replay buffer holds is compared with that.
 """
 
-import os
 import re
-import shutil
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, MultiDiscrete
+from helpers import needs_compiler, saved_args
 
 import sac_ablations as sac
 import sac_continuous as parent
@@ -155,11 +154,6 @@ class Drawn(Goals):
         if seed is not None:
             self.number = seed % 1000
         return super().reset()
-
-
-needs_compiler = pytest.mark.skipif(
-    not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler"
-)
 
 
 class Tenfold(gym.Wrapper):
@@ -400,7 +394,8 @@ def test_an_update_gets_the_steps_of_its_rows(start, monkeypatch):
     ids=str,
 )
 def test_sums_go_with_other_variants(start, flags):
-    _, checkpoint = start(n_step=3, **flags)
+    folder, checkpoint = start(n_step=3, **flags)
+    assert saved_args(folder)["compile"] == flags.get("compile", "off")
     assert all(value.isfinite().all() for value in checkpoint["agent"].values())
     assert checkpoint["agent"]["critic_optimizer.steps"] > 20
 

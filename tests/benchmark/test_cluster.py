@@ -154,12 +154,18 @@ def step_of(log):
 
 
 def wait_for_run(node, runner):
-    """Until the run on this node has learned, and is past some checkpoints and before its end."""
+    """Until a run on this node has learned, and is past some checkpoints. All runs there are stopped."""
     while runner.poll() is None:
-        for run, log in node.runs().items():
+        runs = node.runs()
+        # Stopped before they are looked at: so they cannot end before they are disturbed.
+        for run in runs:
+            run.suspend()
+        for run, log in runs.items():
             with suppress(OSError):
                 if 300 <= step_of(log.resolve()) < 800:
                     return run
+        for run in runs:
+            run.resume()
         time.sleep(0.05)
     raise AssertionError(f"the study was over before it could be disturbed: {runner.stdout.read()}")
 
@@ -216,6 +222,8 @@ def test_a_runner_that_is_stopped_or_killed_continues(cluster, undisturbed, tmp_
     wait_for_run(head, runner)
     runs = head.runs()  # one, or two of half a CPU each
     os.killpg(runner.pid, signal.SIGINT)
+    for run in runs:
+        run.resume()
     said, _ = runner.communicate(timeout=60)
     assert runner.returncode == 1 and said.splitlines()[-1].endswith(
         f"benchmark.run {' '.join(flags)}"

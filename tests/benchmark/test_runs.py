@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import time
 
 import pytest
 import torch
@@ -81,6 +82,15 @@ def test_committed_rows_count_for_the_scripts_of_today(name):
     assert found and bool(found - mine) == (name in OLDER)
 
 
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_rows_say_what_they_were_made_with(name):
+    with open(runs.RESULTS / name / "runs.csv", newline="") as file:
+        finished = [row for row in csv.DictReader(file) if row["state"] == "finished"]
+    assert finished
+    for row in finished:
+        assert all(row[column] for column in ("commit", "versions", "hardware", "command"))
+
+
 def test_there_are_committed_rows():
     assert {"mujoco", "peers"} <= {*COMMITTED} and OLDER <= {*COMMITTED}
 
@@ -130,6 +140,7 @@ def test_a_resumed_run_is_read_without_a_warning(tmp_path, caplog):
             writer.add_scalar("charts/SPS", 1, step)
     records = runs.Records(tmp_path)
     assert len(records.read()["charts/SPS"]) == 3
+    time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
     with SummaryWriter(tmp_path, purge_step=200, filename_suffix=".resumed") as writer:
         writer.add_scalar("charts/SPS", 2, 200)
     assert records.read()["charts/SPS"] == [(100, 1), (200, 2)]
@@ -152,6 +163,7 @@ def test_a_run_that_goes_on_from_its_start_has_recorded_nothing_yet(tmp_path):
     """Stopped before its first checkpoint. TensorBoard keeps the names of what is gone."""
     with SummaryWriter(tmp_path) as writer:
         writer.add_scalar("charts/SPS", 1, 100)
+    time.sleep(1.1)  # TensorBoard reads files in the order of their seconds
     with SummaryWriter(tmp_path, purge_step=1, filename_suffix=".resumed") as writer:
         writer.add_scalar("charts/episodic_return", 2, 40)
     records = runs.Records(tmp_path)

@@ -341,13 +341,21 @@ def test_a_disturbed_study_ends_as_an_undisturbed_one(how, tmp_path, undisturbed
     def finished():
         return list(tmp_path.glob("runs/*/model.pt"))
 
-    # the second run of the trial has learned, and is past a checkpoint and an evaluation
-    while not (len(finished()) == 1 and 300 <= min(steps_of(tmp_path), default=0) < 400):
+    # Until the second run of the trial has learned, and is past a checkpoint and an evaluation. It
+    # is looked at while it is stopped: so it cannot end before it is disturbed.
+    children = Path(f"/proc/{tuner.pid}/task/{tuner.pid}/children")
+    while True:
         assert tuner.poll() is None, "the study was over before it could be disturbed"
+        run = int(children.read_text() or 0)
+        if run and len(finished()) == 1:
+            os.kill(run, signal.SIGSTOP)
+            if 300 <= min(steps_of(tmp_path), default=0) < 400:
+                break
+            os.kill(run, signal.SIGCONT)
         time.sleep(0.02)
-    (run,) = map(int, Path(f"/proc/{tuner.pid}/task/{tuner.pid}/children").read_text().split())
     if how == "Ctrl-C":
         os.killpg(tuner.pid, signal.SIGINT)  # as the terminal does: to all of its foreground group
+        os.kill(run, signal.SIGCONT)
         said, _ = tuner.communicate(timeout=60)
         assert tuner.returncode == 1, said
         assert said == "stopped, to continue: python -m benchmark.tune tiny --trials 1 --jobs 1\n"
