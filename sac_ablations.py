@@ -165,7 +165,7 @@ class Args:
     target_network_frequency: int = 1  # critic updates per target update; hard ones with --tau 1
 
     # Variants: observations and actions
-    normalize_obs: bool = False  # feed (obs - mean) / std of those acted on, clipped to [-5, 5]
+    normalize_obs: bool = False  # feed (obs - mean) / std of all stored so far, clipped to [-5, 5]
     stack: int = 1  # newest observations fed together, zeros before the first
     action_repeat: int = 1  # environment steps per action, rewards summed
 
@@ -612,7 +612,7 @@ def train(args: Args, agent: SAC, folder: Path, checkpoint: dict | None) -> int:
     logger = Logger(args, folder, step)
     threads = Threads(args.threads, generator.device)
     learn, act = compile_update(args, agent, buffer)
-    storage = make_storage(args, buffer, generator)
+    storage = make_storage(args, agent, buffer, generator)
     if checkpoint is None:
         save_checkpoint(folder, agent, buffer, generator, step)  # it can be resumed from now on
     envs, obs = start_envs(args, step)
@@ -707,11 +707,13 @@ def policy_updates_at(args: Args, update: int) -> int:
     return args.policy_frequency if args.compensate else 1
 
 
-def make_storage(args: Args, buffer: ReplayBuffer, generator: torch.Generator) -> "Storage":
+def make_storage(
+    args: Args, agent: SAC, buffer: ReplayBuffer, generator: torch.Generator
+) -> "Storage":
     if args.n_step > 1:
         return NStepSums(args, buffer)
     if args.hindsight:
-        return Hindsight(args, buffer, generator)
+        return Hindsight(args, agent, buffer, generator)
     return Storage(args, buffer)
 
 
@@ -787,8 +789,11 @@ class Hindsight(Storage):
     environment rewards that goal. They are stored when the episode ends or is cut.
     """
 
-    def __init__(self, args: Args, buffer: ReplayBuffer, generator: torch.Generator):
+    def __init__(
+        self, args: Args, agent: SAC, buffer: ReplayBuffer, generator: torch.Generator
+    ):
         super().__init__(args, buffer)
+        self.agent = agent
         self.generator = generator
         env = make_env(args)  # only asked for rewards
         self.compute_reward = outermost(env, "compute_reward")
@@ -812,7 +817,12 @@ class Hindsight(Storage):
             goal = next_obs[self.when_reached(len(obs)), self.achieved]
             for observations in (obs, next_obs):
                 observations[:, self.desired] = goal
+            if self.args.normalize_obs:
+                # Their goals too: where the task's own are all the same, their std is 0.
+                self.agent.observe(obs)
             reward, ends = self.judge(next_obs[:, self.achieved], goal, terminated)
+            if self.args.clip_targets:
+                self.check_bounds(reward)
             self.buffer.add(obs, action, self.args.reward_scale * reward, ends, next_obs)
 
     def when_reached(self, length: int) -> np.ndarray:
@@ -828,7 +838,9 @@ class Hindsight(Storage):
         """End the program where compute_reward contradicts the rewards of an episode."""
         said, _ = self.judge(next_obs[:, self.achieved], next_obs[:, self.desired], terminated)
         said = self.args.reward_scale * said
-        agree = np.isclose(said, reward)
+        # Observations are rounded to float32, and with them all distances.
+        tolerance = 1e-3 * np.abs(reward).max()
+        agree = np.isclose(said, reward, rtol=1e-3, atol=tolerance)
         # Rounded observations may put a distance on the other side of a limit: now and then, in
         # one step of an episode however short.
         if (~agree).sum() > max(1, 0.1 * len(agree)):
@@ -1895,7 +1907,8 @@ COUNTED_EXACTLY = 2**24  # by float32, and the most that PyTorch's multinomial d
 
 def check_updates(args: Args):
     """Fail where no update would come, or more than can be counted."""
-    updates = updates_until(args, args.total_timesteps)
+    rounds = math.ceil(args.total_timesteps / steps_per_round(args))
+    updates = updates_until(args, rounds * steps_per_round(args))
     if updates == 0:
         mend = "raise --updates-per-step or --total-timesteps"
         if args.update_interval > 1:

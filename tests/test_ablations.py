@@ -1840,6 +1840,13 @@ def test_what_could_not_work_is_refused_in_one_line(monkeypatch, capsys, tmp_pat
     assert re.fullmatch(f"error: .*{mend}.*\n", err), err
 
 
+def test_an_update_in_the_last_round_is_one_wherever_the_round_ends():
+    args = sac.Args(action_repeat=4, learning_starts=5000, total_timesteps=5002)
+    sac.check_flags(args)  # does not say that no update comes
+    rounds = range(0, args.total_timesteps, 4)
+    assert [len(sac.updates_due(args, step)) for step in rounds] == [0] * 1250 + [1]
+
+
 @pytest.mark.parametrize(
     "flags, mend",
     [

@@ -156,6 +156,14 @@ class Drawn(Goals):
         return super().reset()
 
 
+class Paying(Goals):
+    """Pays for a goal that is met exactly. Its own, half a step beside, never are."""
+
+    def compute_reward(self, achieved, desired, info):
+        met = (achieved == desired).all(axis=(-2, -1))
+        return reward_of(achieved, desired, info) + 2.0 * met
+
+
 class Tenfold(gym.Wrapper):
     """Rewards ten times as large, and says so of other goals too."""
 
@@ -190,7 +198,7 @@ class Ended(gym.Wrapper):
 
 
 KINDS = (Counting, Goals, Ending, OneAtATime, Picky, Squeezing, Choices, Unlike, Endless, Drawn)
-KINDS += (Tenfold, Silent, Ended)
+KINDS += (Paying, Tenfold, Silent, Ended)
 for kind in KINDS:
     gym.register(f"Storage{kind.__name__}-v0", entry_point=kind)
 
@@ -688,6 +696,11 @@ def test_rewards_that_contradict_compute_reward_are_refused(start, capsys):
     check_refusal(lambda: start("Silent", hindsight=2), capsys, refused)
 
 
+def hindsight(args):
+    agent = sac.SAC(7, 1, args)
+    return sac.Hindsight(args, agent, sac.ReplayBuffer(9, 7, 1, args=args), torch.Generator())
+
+
 @pytest.mark.parametrize(
     "length, wrong, refused",
     [(1, 1, False), (5, 1, False), (5, 2, True), (19, 2, True), (20, 2, False), (20, 3, True)],
@@ -695,7 +708,7 @@ def test_rewards_that_contradict_compute_reward_are_refused(start, capsys):
 def test_a_rounded_distance_is_no_contradiction(start, capsys, length, wrong, refused):
     """Of the rewards of an episode so many are on the other side of the limit."""
     args = sac.Args(env_id="StorageGoals-v0", hindsight=1)
-    storage = sac.Hindsight(args, sac.ReplayBuffer(9, 7, 1, args=args), torch.Generator())
+    storage = hindsight(args)
     obs = np.zeros((length, 7))
     reward = np.where(np.arange(length) < wrong, -1.0, 0.0)
     if refused:
@@ -704,6 +717,32 @@ def test_a_rounded_distance_is_no_contradiction(start, capsys, length, wrong, re
     else:
         storage.check_rewards(reward, obs, np.zeros(length, dtype=bool))
     assert ("compute_reward says" in capsys.readouterr().err) == refused
+
+
+@pytest.mark.parametrize("factor, refused", [(1, False), (1.1, True)])
+def test_distances_between_rounded_observations_are_no_contradiction(capsys, factor, refused):
+    """Where the reward is the distance: near the goal it is mostly rounding."""
+    storage = hindsight(sac.Args(env_id="StorageGoals-v0", hindsight=1))
+    storage.compute_reward = lambda achieved, goal, info: -np.abs(achieved - goal).max((1, 2))
+    near = 20 + np.linspace(0, 0.2, 50) ** 2
+    obs = np.zeros((50, 7), np.float32)
+    obs[:, ACHIEVED] = near[:, None]
+    obs[:, DESIRED] = 20
+    reward = -factor * (near - 20)
+    if refused:
+        with pytest.raises(SystemExit):
+            storage.check_rewards(reward, obs, np.zeros(50, dtype=bool))
+    else:
+        storage.check_rewards(reward, obs, np.zeros(50, dtype=bool))
+    assert ("compute_reward says" in capsys.readouterr().err) == refused
+
+
+def test_normalization_counts_what_is_acted_on_and_every_copy(start):
+    _, checkpoint = start("Goals", hindsight=3, normalize_obs=True)
+    obs = np.array([row.obs for row in read_rows(checkpoint)], dtype=float)
+    expected = [np.full(7, len(obs)), obs.sum(0), (obs**2).sum(0)]
+    assert len(obs) == 4 * len(MADE)
+    np.testing.assert_allclose(checkpoint["agent"]["moments"], expected, rtol=1e-12)
 
 
 def test_clipped_targets_are_learned_from(start):
@@ -720,6 +759,8 @@ def test_clipped_targets_are_learned_from(start):
         ("Counting", {}, r"0\.\d+"),
         ("Tenfold", dict(reward_scale=0.1), "-10"),
         ("Tenfold", dict(n_step=3), "-10"),
+        ("Paying", dict(hindsight=1), "2"),  # of copies
+        ("Paying", {}, None),
         ("Goals", dict(action_repeat=2), None),
         ("Goals", dict(reward_scale=3), None),
     ],
