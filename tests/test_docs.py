@@ -858,6 +858,24 @@ def test_the_processors_of_the_studies_are_as_said():
     assert "Of the ten default runs that these are compared with, six ran on the Xeon." in text
 
 
+def test_time_limits_as_ends_stand_beside_every_run_of_the_default():
+    def after_50_000_steps(study: str, variant: str) -> list[int]:
+        return sorted(round(curve[4]) for curve in evaluations(study, "walker", variant).values())
+
+    first, second = after_50_000_steps("walker", "truncation terminates")
+    low, high = after_50_000_steps("walker", "all but tanh")
+    default = [after_50_000_steps(study, "default") for study in ("dmc-100k", "F9")]
+    default = sorted(sum(default, []))
+    assert {*after_50_000_steps("walker", "default")} <= {*default} and len(default) == 8
+    told = f"return {first} and {second} after 50,000 steps, "
+    told += f"and with three more changes {low} and {high}. "
+    told += f"Eight runs of the default return {default[0]} to {default[-1]} by then"
+    assert told in re.sub(r"\s+", " ", PAGE_OF_STUDIES.read_text())
+    variants = re.sub(r"\s+", " ", (ROOT / "docs" / "variants.md").read_text())
+    assert f"two seeds return {first} and {second} after 50,000 steps" in variants
+    assert f"default](studies.md#the-findings-in-numbers) {default[0]} to {default[-1]}" in variants
+
+
 def curve_means(study: str, variant: str) -> list[float]:
     """The mean of the evaluations on swingup at 10,000, 20,000 ... 50,000 steps, of each run.
 
