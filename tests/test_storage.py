@@ -591,6 +591,7 @@ def test_a_random_action_is_held_until_the_next_is_due_or_the_environments_resta
         dict(n_step=4, num_envs=3),
         dict(hindsight=3, num_envs=3),
         dict(hindsight=1, hindsight_strategy="final"),
+        dict(hindsight=2, normalize_obs=True),
         dict(hold_noise=50, learning_starts=50),
     ],
     ids=str,
