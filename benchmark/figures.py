@@ -11,10 +11,11 @@ from benchmark.judge import DECIDING, Rows, estimate, published_finals, short
 from benchmark.runs import DIAGNOSTICS
 from benchmark.studies import Study
 
-SHAPES = zip(["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), "-"], "os^vDPX")
+LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
+MARKERS = "os^vDPX"
 STYLES = [  # told apart without colours too
-    dict(color=f"C{i}", linestyle=line, marker=marker, markersize=4)
-    for i, (line, marker) in enumerate(SHAPES)
+    dict(color=f"C{i}", linestyle=LINES[i % 6], marker=MARKERS[i % 7], markersize=4)
+    for i in range(6 * 7)
 ]
 
 

@@ -238,7 +238,7 @@ def write_text(
         table = tabulate(["environment", "variant", "seed", "state"], lines)
         parts += ["## Runs that are missing", table]
     if len(older.returns):
-        parts += ["## Made by another version of the script, or with other settings"]
+        parts += ["## With another version of the script, other settings or other seeds"]
         parts += ["No part of what stands above.", tabulate_older(older)]
     parts += how_it_was_made(name, study, rows, bool(of_study(study, reference).any()))
     return "\n\n".join(part for part in parts if part) + "\n", summary

@@ -1,9 +1,14 @@
 """What a study is: a grid of runs, the rules by which its claim is judged, whose claim it is."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 DECIDING = 3  # runs of a variant, without which no rule is judged
+# What the study says elsewhere, or the runner.
+RUNNERS = re.compile(
+    r"(?<!\S)--(env[-_]id|total[-_]timesteps|seed|threads|exp[-_]name|resume|evaluate)(?![\w-])"
+)
 
 # By what their claims begin with.
 SOURCES = {
@@ -65,6 +70,9 @@ class Study:
         """What keeps its claim from being judged; the flags are the script's to check."""
         if not (self.envs and self.variants and self.seeds > 0):
             return "needs an environment, a variant and a seed at least"
+        for flags in (self.flags, *self.flags_in.values(), *self.variants.values()):
+            if found := RUNNERS.search(flags):
+                return f"has {found[0]} among its flags, which the runner gives"
         if bool(self.claim) != bool(self.rules):
             lacks = "a claim without rules to judge it by"
             return f"has {'rules without a claim' if self.rules else lacks}"

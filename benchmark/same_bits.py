@@ -6,6 +6,7 @@
 Each case trains with the old script and with the new one, each in an empty folder. The last
 checkpoints must agree in every bit: weights, optimizers and temperature by name, the replay buffer,
 the random state, the step. So must the scalars in TensorBoard that both record, but the speed.
+So must the defaults and presets, as far as both have them: cases give some of these flags anew.
 Results of the old script then count as the new one's: see benchmark/runs.py. Cases with flags that
 the old script lacks are left out: none of its results can have these.
 """
@@ -29,12 +30,12 @@ from typing import Annotated, NamedTuple
 import torch
 import tyro
 
-from benchmark.runs import ROOT, Records, code_hash, fail, git
+from benchmark.runs import ROOT, WITHOUT_EFFECT, Records, args_of, code_hash, fail, git, presets_of
 
 SCRIPTS = ("sac_continuous.py", "sac_dmc.py", "sac_ablations.py")
 # A fixed temperature needs no optimizer: older scripts have one that moves nothing.
 OPTIONAL = "alpha_optimizer."
-
+ROBOTICS = "gymnasium_robotics"  # of requirements-robotics.txt
 
 FIELD = re.compile(r"^    (\w+): ", re.M)  # of Args
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
@@ -87,10 +88,9 @@ KNOBS = {
     "preset stable-baselines": f"{PENDULUM} --preset stable-baselines",
     "preset spinningup": f"{PENDULUM} --preset spinningup",
     "preset yarats": f"{PENDULUM} --preset yarats --hidden 64",
+    "hindsight": f"--env-id {ROBOTICS}:FetchReach-v4 {SHORT} --gamma 0.95 --hidden 64 "
+    "--hindsight 4 --clip-targets",
 }
-if importlib.util.find_spec("gymnasium_robotics"):  # of requirements-robotics.txt
-    REACH = f"--env-id gymnasium_robotics:FetchReach-v4 {SHORT} --gamma 0.95 --hidden 64"
-    KNOBS["hindsight"] = f"{REACH} --hindsight 4 --clip-targets"
 DRAWS = "--prioritized-replay --normalize-obs --dropout 0.1 --n-critics 3 --critics-subset 2"
 CASES = [
     Case("Hopper", "sac_continuous.py", f"{HOPPER} --compile off"),
@@ -138,6 +138,19 @@ def flags_of(cases: Iterable[Case]) -> set[str]:
 def takes(script: Path, case: Case) -> bool:
     """Whether a script has all flags of a case."""
     return flags_of([case]) <= fields_of(script)
+
+
+def changed_defaults(script: str, old: Path, new: Path) -> list[str]:
+    """What both scripts have of settings and presets, but with other values."""
+
+    def defaults(folder: Path) -> dict:
+        path = str(folder / script)
+        presets = {f"--preset {name}": flags for name, flags in presets_of(path).items()}
+        return vars(args_of(path)()) | presets
+
+    before, after = defaults(old), defaults(new)
+    shared = [key for key in before if key in after and key not in WITHOUT_EFFECT]
+    return [key for key in shared if before[key] != after[key]]
 
 
 def train(script: Path, case: Case, folder: Path) -> tuple[dict, dict]:
@@ -225,7 +238,8 @@ def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]
         left_out += [case.name for case in others]
         unseen = flags_of(others) & fields_of(old / script) - flags_of(taken)
         scripts[script] = {side.name: {"code": code_hash(side / script)} for side in (old, new)}
-        scripts[script]["same"] = {*taken} <= same and not unseen
+        changed = changed_defaults(script, old, new)
+        scripts[script]["same"] = {*taken} <= same and not unseen and not changed
     packages = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")}
     about = dict(
         old=describe(args.old),
@@ -264,6 +278,14 @@ def main():
             print(f"{case.script}, {case.name}: left out, {args.old} lacks its flags", flush=True)
         if not chosen:
             fail(f"{args.old} lacks the flags of all these cases: there is nothing to compare")
+        if not importlib.util.find_spec(ROBOTICS):
+            for case in [case for case in chosen if ROBOTICS in case.flags]:
+                chosen.remove(case)
+                why = "it needs requirements-robotics.txt, nothing is proven without it"
+                print(f"{case.script}, {case.name}: left out, {why}", flush=True)
+        changed = [(script, x) for script in scripts for x in changed_defaults(script, old, new)]
+        for script, name in changed:
+            print(f"{script}: {name} has another default", flush=True)
         with ThreadPoolExecutor(args.jobs) as pool:
             work = lambda case: compare(case, old, new, Path(folder, f"case {CASES.index(case)}"))
             for outcome in pool.map(work, chosen):
@@ -275,7 +297,7 @@ def main():
             record(args.record, args, old, new, outcomes)
     different = sum(bool(outcome.difference) for outcome in outcomes)
     print(f"{len(outcomes) - different} of {len(outcomes)} cases are the same")
-    sys.exit(1 if different else 0)
+    sys.exit(1 if different or changed else 0)
 
 
 if __name__ == "__main__":

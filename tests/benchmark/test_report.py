@@ -327,12 +327,17 @@ def test_rows_of_another_version_stand_apart(here, monkeypatch):
     main(monkeypatch, "x")
     text = (report.RESULTS / "x" / "README.md").read_text()
     assert cells(text, "better") == cells(before, "better")
-    apart = text[text.index("## Made by another version") :]
+    apart = text[text.index("## With another version") :]
     assert (
         "another version" not in before
         and "| Pendulum-v1 | better | old | 1149" in apart.replace("1150", "1149")
     )
     assert len(pd.read_csv(report.RESULTS / "x" / "runs.csv")) == 64  # and they stay in the rows
+
+
+def test_many_curves_are_told_apart_without_colours():
+    found = [(str(style["linestyle"]), style["marker"]) for style in figures.STYLES]
+    assert len(found) > 40 and len({*found}) == len(found)
 
 
 def test_rows_of_seeds_that_are_no_longer_planned_are_kept(here):

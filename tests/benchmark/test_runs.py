@@ -51,9 +51,10 @@ def test_comments_make_no_other_version_and_code_does():
     assert a == b == 'x = "1 # 2"\ny = f"""{x}\n# 3"""' and len({a, c, d}) == 3
 
 
-def prove(folder, name, old, new, same=True):
+def prove(folder, name, old, new, same=True, left_out=()):
     scripts = {"sac_ablations.py": {"old": {"code": old}, "new": {"code": new}, "same": same}}
-    (folder / f"{name}.json").write_text(json.dumps({"scripts": scripts}))
+    proof = {"scripts": scripts, "left_out": list(left_out)}
+    (folder / f"{name}.json").write_text(json.dumps(proof))
 
 
 def test_rows_count_through_a_chain_of_proofs(tmp_path, monkeypatch):
@@ -67,6 +68,27 @@ def test_rows_count_through_a_chain_of_proofs(tmp_path, monkeypatch):
     runs.same_as.cache_clear()
     assert found["a"] == found["b"] == found["c"] == {"a", "b", "c"}
     assert found["d"] == found["e"] == {"d", "e"} and found["x"] == {"x"}
+
+
+def test_a_mended_flag_is_not_proven_by_the_script_that_lacked_it(tmp_path, monkeypatch):
+    """Both versions that have it equal that script, each with the cases of the flag left out."""
+    monkeypatch.setattr(runs, "PROOFS", tmp_path)
+    prove(tmp_path, "faulty", "before", "faulty", left_out=["of the flag"])
+    prove(tmp_path, "mended", "before", "mended", left_out=["of the flag"])
+    prove(tmp_path, "later", "mended", "later")
+    runs.same_as.cache_clear()
+    found = {code: runs.same_as(code) for code in ("before", "faulty", "later")}
+    runs.same_as.cache_clear()
+    assert found["before"] == {"before"} and found["faulty"] == {"before", "faulty"}
+    assert found["later"] == {"before", "mended", "later"}
+
+
+def test_flags_beside_a_preset_tell_runs_apart_even_where_they_are_the_defaults():
+    default = runs.args_of("sac_ablations.py")()
+    start, preset = f"--learning-starts={default.learning_starts}", "--preset=haarnoja"
+    every = [(), (start,), ("--autotune",), (preset,), (preset, start), (preset, "--autotune")]
+    found = [runs.hash_of_flags("sac_ablations.py", flags) for flags in every]
+    assert found[0] == found[1] == found[2] and len({*found}) == 4
 
 
 COMMITTED = sorted(path.parent.name for path in runs.RESULTS.glob("[!.]*/returns.csv"))
@@ -294,6 +316,11 @@ A_RULE = Rule("E", "a", "above", "b")
             "measure speed, which is none of return, return over training, steps per second",
         ),
         (dict(seeds=0), "a seed at least"),
+        (dict(flags="--seed 1"), "has --seed among its flags, which the runner gives"),
+        (dict(flags="--total_timesteps=9"), "has --total_timesteps among"),
+        (dict(flags_in={"E": "--tau 1 --threads 2"}), "has --threads among"),
+        (dict(variants={"a": "", "b": "my_sac.py --env-id F"}), "has --env-id among"),
+        (dict(flags="--eval-frequency 5 --seed-of-mine 1"), None),
         (dict(envs={}), "an environment"),
         (dict(variants={}), "a variant"),
         (dict(only={"c": "E"}), "names c, which is none of a, b"),

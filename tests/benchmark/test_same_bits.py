@@ -120,6 +120,35 @@ def test_a_flag_that_only_a_case_left_out_has_is_not_proven(monkeypatch, tmp_pat
         assert proof["left_out"] == ["new"]
 
 
+def test_another_default_is_not_the_same_though_all_cases_agree(monkeypatch, changed, capsys):
+    """A case that gives the flag itself cannot see it, but rows are known by what is not default."""
+    record = changed / "record.json"
+    monkeypatch.setattr(same_bits, "compare", lambda case, *_: same_bits.Outcome(case, 1, 1, ""))
+    text = (changed / "sac_ablations.py").read_text()
+    assert text.count('"--batch-size 64 --hidden 64') == 1
+    changed.joinpath("sac_ablations.py").write_text(
+        text.replace('"--batch-size 64 --hidden 64', '"--batch-size 32 --hidden 64')
+    )
+    cases = [case._replace(script=script) for case in CASES for script in same_bits.SCRIPTS]
+    assert compare(monkeypatch, ROOT, changed, "--record", record, cases=cases) == 1
+    said = capsys.readouterr().out
+    assert "sac_continuous.py: tau has another default\n" in said
+    assert "sac_ablations.py: --preset stable-baselines has another default\n" in said
+    found = json.loads(record.read_text())["scripts"]
+    assert [found[script]["same"] for script in same_bits.SCRIPTS] == [False, True, False]
+
+
+def test_without_its_environment_hindsight_is_not_proven(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(same_bits.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(same_bits, "compare", lambda case, *_: same_bits.Outcome(case, 1, 1, ""))
+    record = tmp_path / "record.json"
+    assert compare(monkeypatch, ROOT, ROOT, "--record", record, cases=same_bits.CASES) == 0
+    assert "hindsight: left out, it needs requirements-robotics.txt" in capsys.readouterr().out
+    proof = json.loads(record.read_text())
+    assert [script["same"] for script in proof["scripts"].values()] == [True, True, False]
+    assert "hindsight" not in [case["name"] for case in proof["cases"]]
+
+
 @pytest.mark.slow
 def test_another_tau_is_found(monkeypatch, changed, tmp_path, capsys):
     record = tmp_path / "record.json"
