@@ -53,6 +53,7 @@ import time
 import typing
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -1161,7 +1162,8 @@ def fail(message: str):
 
 
 def in_one_line(message: str | Exception) -> str:
-    line = " ".join((str(message) or repr(message)).split())
+    said = str(message).rpartition("Output:\n")[2]  # a compiler's words, after a long command
+    line = " ".join((said or repr(message)).split())
     return line if len(line) <= 400 else f"{line[:396]} ..."
 
 
@@ -1323,7 +1325,10 @@ def check_memory(args: Args, env: gym.Env, device: torch.device):
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the GPU, or on this machine within the limits of container and batch job."""
+    """Bytes free on the GPU, or on this machine; at most the limit of container or batch job.
+
+    That is a limit of Linux's cgroup v2. What others use of it is not subtracted.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
     free = psutil.virtual_memory().available
@@ -1437,8 +1442,8 @@ def choose_compilation(args: Args, device: torch.device):
         torch.compile(lambda x: x + 1)(torch.ones(64, device=device))
     except Exception as error:  # no compiler, no Python headers, no Triton, a full disk
         slower = "training goes on uncompiled, which is slower and rounds differently"
-        compiler = "C++ compiler" if device.type == "cpu" else "Triton"
-        print(f"no working {compiler}: {slower} ({in_one_line(error)})", flush=True)
+        lacking = "C++ compiler or Python headers" if device.type == "cpu" else "Triton"
+        print(f"no working {lacking}: {slower} ({in_one_line(error)})", flush=True)
         args.compile = "off"
 
 
@@ -1446,8 +1451,14 @@ def keep_compiled_code():
     """Cache compiled code where it outlives a reboot, unless TORCHINDUCTOR_CACHE_DIR is set."""
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
+    # PyTorch also takes code from its cache that was made for another processor. With vectors of
+    # another width that does not compile, or computes nonsense. Machines may share a home, so each
+    # kind of processor has a folder.
+    kind = [torch.backends.cpu.get_cpu_capability(), *sorted(torch.cpu.get_capabilities().items())]
+    folder = str(zlib.crc32(repr(kind).encode()))
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "one-file-sac")
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = home / "one-file-sac" / folder
         cache.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no home, or none that can be written
         return  # PyTorch's own choice, the system's temporary folder, has to do
@@ -1525,7 +1536,7 @@ if __name__ == "__main__":
 # requires-python = ">=3.10"
 # dependencies = [
 #   "torch==2.13.0",
-#   "gymnasium[mujoco]==1.4.0",
+#   "gymnasium[classic-control,mujoco]==1.4.0",
 #   "gymnasium[box2d]==1.4.0; python_version < '3.14'",
 #   "mujoco==3.11.0",
 #   "shimmy==2.0.1",

@@ -224,10 +224,11 @@ def describe(source: str) -> str:
     return commit + " and changes" * bool(changed)
 
 
-def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]):
+def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]) -> list[str]:
     """Write what was compared. A script is the same if all cases that the old one takes agreed.
 
-    They must have all flags of the others that it knows: those were compared nowhere else.
+    They must have all flags of the others that it knows: those were compared nowhere else. Returns
+    the scripts that are not the same by this.
     """
     scripts, left_out = {}, []
     for script in dict.fromkeys(outcome.case.script for outcome in outcomes):
@@ -256,6 +257,7 @@ def record(path: Path, args: Args, old: Path, new: Path, outcomes: list[Outcome]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about, indent=2) + "\n")
+    return [script for script, found in scripts.items() if not found["same"]]
 
 
 def main():
@@ -281,7 +283,7 @@ def main():
         if not importlib.util.find_spec(ROBOTICS):
             for case in [case for case in chosen if ROBOTICS in case.flags]:
                 chosen.remove(case)
-                why = "it needs requirements-robotics.txt, nothing is proven without it"
+                why = "it needs requirements-robotics.txt"
                 print(f"{case.script}, {case.name}: left out, {why}", flush=True)
         changed = [(script, x) for script in scripts for x in changed_defaults(script, old, new)]
         for script, name in changed:
@@ -293,11 +295,12 @@ def main():
                 case, tensors, scalars, difference = outcome
                 counts = f"{tensors} tensors, {scalars} scalars"
                 print(f"{case.script}, {case.name}: {counts}: {difference or 'same'}", flush=True)
-        if args.record:
-            record(args.record, args, old, new, outcomes)
+        unproven = record(args.record, args, old, new, outcomes) if args.record else []
     different = sum(bool(outcome.difference) for outcome in outcomes)
     print(f"{len(outcomes) - different} of {len(outcomes)} cases are the same")
-    sys.exit(1 if different or changed else 0)
+    for script in unproven:
+        print(f"{args.record} proves nothing of {script}")
+    sys.exit(1 if different or changed or unproven else 0)
 
 
 if __name__ == "__main__":

@@ -128,6 +128,13 @@ def uninstall(monkeypatch):
 
 
 @by_gymnasium
+def test_an_environment_of_the_user_is_not_taken_for_an_old_one_of_mujoco(sac):
+    missing = ImportError('MuJoCo is not installed, run `pip install "gymnasium[mujoco]"`')
+    assert sac.remedy(sac.Args(env_id="my_env:Robot-v0"), missing) == ""
+    assert "Robot-v4 or Robot-v5" in sac.remedy(sac.Args(env_id="Robot-v0"), missing)
+
+
+@by_gymnasium
 @pytest.mark.parametrize(
     "env_id, answer",
     [
@@ -136,6 +143,7 @@ def uninstall(monkeypatch):
         ("Hopper-v3", "Use Hopper-v4 or Hopper-v5"),
         ("Hopper/v4/", "Malformed"),
         ("no_such_module:Hopper-v4", "No module named 'no_such_module'"),
+        ("some-thing", "If it is a task of the DeepMind Control Suite: "),
         ("shimmy:dm_control/cartpole-balanced-v0", "cartpole-balance"),
         ("walker-walk", "shimmy:dm_control/walker-walk-v0, or sac_dmc.py --env-id walker-walk"),
         ("CartPole-v1", "continuous"),

@@ -594,7 +594,9 @@ def test_long_runs_compile_on_a_gpu_too(sac, kind, steps, choice, monkeypatch):
     assert args.compile == choice
 
 
-@pytest.mark.parametrize("kind, lacking", [("cpu", "C++ compiler"), ("cuda", "Triton")])
+@pytest.mark.parametrize(
+    "kind, lacking", [("cpu", "C++ compiler or Python headers"), ("cuda", "Triton")]
+)
 def test_what_compilation_lacks_is_named(sac, kind, lacking, monkeypatch, capsys):
     def compile(function):
         raise RuntimeError("it lacks a header")
@@ -623,14 +625,43 @@ def home(tmp_path, monkeypatch):
 def test_compiled_code_is_kept_in_the_users_cache(sac, home, compiled_functions):
     sac.choose_compilation(sac.Args(compile="on"), torch.device("cpu"))
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    assert folder == home / ".cache" / "one-file-sac"
+    assert folder.parent == home / ".cache" / "one-file-sac"
     assert folder.is_dir()
+
+
+def test_each_kind_of_processor_keeps_its_own_code(sac, home, monkeypatch):
+    """Machines may share a home, and PyTorch takes what was compiled for another processor."""
+    known = torch.cpu.get_capabilities()
+    newer = known | dict(avx512_bf16=not known.get("avx512_bf16"))
+    kinds = [("AVX2", known), ("AVX512", known), ("AVX512", newer), ("AVX512", newer)]
+    folders = []
+    for vectors, capabilities in kinds:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda v=vectors: v)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        sac.keep_compiled_code()
+        folders.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert len({*folders[:3]}) == 3 and folders[2] == folders[3]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_code_for_other_vectors_is_not_taken_from_the_cache(sac, home):
+    """In one folder the second of these finds the first one's code, which it cannot compile."""
+    program = home / "program.py"
+    choose = "choose_compilation(Args(compile='on'), torch.device('cpu'))"
+    program.write_text(f"import torch\nfrom {Path(sac.__file__).stem} import *\n{choose}\n")
+    for vectors in ("", "default"):
+        environment = dict(PYTHONPATH=str(Path(sac.__file__).parent), ATEN_CPU_CAPABILITY=vectors)
+        code, out, err = run(home, program, "", **environment)
+        assert code == 0 and "no working" not in out, out + err
 
 
 def test_the_users_cache_may_be_elsewhere(sac, home, monkeypatch, compiled_functions):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
     sac.choose_compilation(sac.Args(compile="on"), torch.device("cpu"))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home / "elsewhere" / "one-file-sac")
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.parent == home / "elsewhere" / "one-file-sac"
 
 
 def test_a_folder_of_the_users_choice_stays(sac, home, monkeypatch, compiled_functions):
@@ -654,7 +685,8 @@ def test_where_the_cache_cannot_be_written_pytorch_chooses(
     asked = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
     sac.choose_compilation(sac.Args(compile="on"), torch.device("cpu"))
-    assert asked == [(home / ".cache" / "one-file-sac", os.W_OK)]
+    ((folder, how),) = asked
+    assert folder.parent == home / ".cache" / "one-file-sac" and how == os.W_OK
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 

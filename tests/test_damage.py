@@ -35,6 +35,7 @@ import torch
 from gymnasium.spaces import Box, Graph, Sequence
 from helpers import suite_or_skip
 from moviepy.config import FFMPEG_BINARY
+from torch._inductor.exc import CppCompileError
 from tqdm import tqdm
 
 NAMES = ("sac_continuous", "sac_dmc", "sac_ablations")
@@ -1212,6 +1213,12 @@ def test_long_words_are_cut_and_not_lost(script):
     assert script.module.in_one_line("x" * 500) == "x" * 396 + " ..."
     assert script.module.in_one_line("a\n  b") == "a b"
     assert script.module.in_one_line(KeyError()) == "KeyError()"
+
+
+def test_of_a_compiler_its_words_are_shown_and_not_its_command(script):
+    error = CppCompileError(["g++"] + ["-I/some/folder"] * 50, "x.cpp:1: fatal error: no Python.h")
+    error = RuntimeError(f"{error}\n")  # PyTorch wraps it
+    assert script.module.in_one_line(error) == "x.cpp:1: fatal error: no Python.h"
 
 
 def test_a_script_that_uv_runs_is_called_as_it_was(script, monkeypatch):
