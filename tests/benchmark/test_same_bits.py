@@ -136,6 +136,7 @@ def test_another_default_is_not_the_same_though_all_cases_agree(monkeypatch, cha
     assert "sac_ablations.py: --preset stable-baselines has another default\n" in said
     found = json.loads(record.read_text())["scripts"]
     assert [found[script]["same"] for script in same_bits.SCRIPTS] == [False, True, False]
+    assert compare(monkeypatch, ROOT, changed, cases=cases) == 1  # without a record too
 
 
 def test_without_its_environment_hindsight_is_not_proven(monkeypatch, tmp_path, capsys):
