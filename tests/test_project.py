@@ -38,7 +38,7 @@ def test_the_header_pins_what_requirements_pin():
 
 def test_every_requirement_is_one_version():
     for line in header():
-        assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; python_version .+)?", line)
+        assert re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+(; python_version .+)?", line)
 
 
 def test_the_copies_require_the_same():

@@ -1,5 +1,6 @@
 """benchmark.tune: trials are scored, pruned, shared and continued as its docstring says. Small runs, and fake ones."""
 
+import contextlib
 import csv
 import os
 import re
@@ -348,10 +349,11 @@ def test_a_disturbed_study_ends_as_an_undisturbed_one(how, tmp_path, undisturbed
         assert tuner.poll() is None, "the study was over before it could be disturbed"
         run = int(children.read_text() or 0)
         if run and len(finished()) == 1:
-            os.kill(run, signal.SIGSTOP)
-            if 300 <= min(steps_of(tmp_path), default=0) < 400:
-                break
-            os.kill(run, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # a short one, that asks git
+                os.kill(run, signal.SIGSTOP)
+                if 300 <= min(steps_of(tmp_path), default=0) < 400:
+                    break
+                os.kill(run, signal.SIGCONT)
         time.sleep(0.02)
     if how == "Ctrl-C":
         os.killpg(tuner.pid, signal.SIGINT)  # as the terminal does: to all of its foreground group
