@@ -116,7 +116,7 @@ class Batch(NamedTuple):
     obs: torch.Tensor  # (B, O)
     action: torch.Tensor  # (B, A) in [-1, 1]; make_env() rescales it to the task's own bounds
     reward: torch.Tensor  # (B,)
-    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended, 0.0 even at a time limit
+    terminated: torch.Tensor  # (B,) 1.0 where the task itself ended, else 0.0, even at a time limit
     next_obs: torch.Tensor  # (B, O) the true last observation where an episode ended
 
 
