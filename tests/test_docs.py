@@ -526,10 +526,11 @@ def test_three_seeds_after_a_million_steps_are_not_significantly_different_as_sa
     report = (ROOT / "benchmark" / "results" / "mujoco" / "README.md").read_text()
     sentence = r"published: not significantly different, \+?(-?[\d.]+) "
     sentence += r"\[(-?[\d.]+), (-?[\d.]+)\] by Welch's t"
-    found = [[f"{float(x):.0f}" for x in numbers] for numbers in re.findall(sentence, report)]
+    found = np.array(re.findall(sentence, report), dtype=float)
     sentence = r"is (-?\d+) \((-?\d+) to (-?\d+)(?:, Welch's t)?\): not significantly different"
-    told = re.findall(sentence, page)
-    assert [list(numbers) for numbers in told] == found and len(found) == 2
+    told = np.array(re.findall(sentence, page), dtype=float)
+    assert told.shape == found.shape == (4, 3)
+    np.testing.assert_allclose(told, found, atol=0.51)
 
 
 def test_the_race_of_the_libraries_is_that_of_the_runs():
