@@ -5,6 +5,7 @@ python docs/flags.py  # writes the tables of flags anew
 
 import csv
 import fnmatch
+import functools
 import importlib
 import json
 import re
@@ -621,6 +622,7 @@ def test_holm_corrects_as_worked_out_by_hand():
     np.testing.assert_allclose(holm([0.04, 0.01, 0.03]), [0.06, 0.03, 0.06])
 
 
+@functools.cache
 def judged_by_t(study: str) -> tuple[list[float], list[str]]:
     """Of each rule of a claim Student's p-value, and on which side of it the runs lie."""
     rows, _ = judge.collect(study, STUDIES[study], ROOT / "no-runs")
